@@ -1,0 +1,47 @@
+# The two commands of the README: `make demo` and `make test`. Everything comes from PyPI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# One thread pool a test process: two processes share two cores.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-all lint types clean venv
+.DEFAULT_GOAL := test
+
+$(VENV)/.demo: setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[tensorflow,datasets,report]'
+	touch $@
+
+$(VENV)/.dev: setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.demo
+
+venv: $(VENV)/.dev
+
+demo: $(VENV)/.demo
+	$(BIN)/hpf demo --output demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+test: lint types
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow"
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow and not pure"
+	KERAS_BACKEND=torch $(PYTEST) -m "not slow and not pure"
+
+test-all: test
+	KERAS_BACKEND=tensorflow $(PYTEST) -m slow
+	KERAS_BACKEND=jax $(PYTEST) -m "slow and not pure"
+	KERAS_BACKEND=torch $(PYTEST) -m "slow and not pure"
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,48 @@
+"""Hybrid-precision training for Keras 3 (TensorFlow, JAX, PyTorch) and plain PyTorch.
+
+The root is lazy (PEP 562): importing it imports no framework, not even Keras.
+"""
+
+from typing import TYPE_CHECKING
+
+from deepseek_hpf.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from deepseek_hpf import callbacks as callbacks
+    from deepseek_hpf import data as data
+    from deepseek_hpf import hardware as hardware
+    from deepseek_hpf.adapters.apply import apply_policy as apply_policy
+    from deepseek_hpf.adapters.export import export as export
+    from deepseek_hpf.adapters.report import OverrideReport as OverrideReport
+    from deepseek_hpf.config import PrecisionConfig as PrecisionConfig
+    from deepseek_hpf.config import PrecisionRule as PrecisionRule
+    from deepseek_hpf.errors import ConfigError as ConfigError
+    from deepseek_hpf.errors import PrecisionError as PrecisionError
+    from deepseek_hpf.optimizers import clipping as clipping
+    from deepseek_hpf.optimizers.loss_scale_optimizer import (
+        LossScaleOptimizer as LossScaleOptimizer,
+    )
+    from deepseek_hpf.plan import PrecisionPlan as PrecisionPlan
+    from deepseek_hpf.policy import MixedPrecisionPolicy as MixedPrecisionPolicy
+
+__version__ = "0.1.0.dev0"
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "ConfigError": "deepseek_hpf.errors:ConfigError",
+        "LossScaleOptimizer": "deepseek_hpf.optimizers.loss_scale_optimizer:LossScaleOptimizer",
+        "MixedPrecisionPolicy": "deepseek_hpf.policy:MixedPrecisionPolicy",
+        "OverrideReport": "deepseek_hpf.adapters.report:OverrideReport",
+        "PrecisionConfig": "deepseek_hpf.config:PrecisionConfig",
+        "PrecisionError": "deepseek_hpf.errors:PrecisionError",
+        "PrecisionPlan": "deepseek_hpf.plan:PrecisionPlan",
+        "PrecisionRule": "deepseek_hpf.config:PrecisionRule",
+        "apply_policy": "deepseek_hpf.adapters.apply:apply_policy",
+        "callbacks": "deepseek_hpf.callbacks",
+        "clipping": "deepseek_hpf.optimizers.clipping",
+        "data": "deepseek_hpf.data",
+        "export": "deepseek_hpf.adapters.export:export",
+        "hardware": "deepseek_hpf.hardware",
+    },
+)

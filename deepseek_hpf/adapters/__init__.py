@@ -1,0 +1,1 @@
+"""Layer 3: a plan, applied to a Keras model."""

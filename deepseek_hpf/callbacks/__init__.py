@@ -1,0 +1,19 @@
+"""Keras callbacks, one a file; the work is elsewhere."""
+
+from typing import TYPE_CHECKING
+
+from deepseek_hpf.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from deepseek_hpf.callbacks.backup_and_restore import BackupAndRestore as BackupAndRestore
+    from deepseek_hpf.callbacks.precision_overrides import (
+        PrecisionOverrides as PrecisionOverrides,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "BackupAndRestore": "deepseek_hpf.callbacks.backup_and_restore:BackupAndRestore",
+        "PrecisionOverrides": "deepseek_hpf.callbacks.precision_overrides:PrecisionOverrides",
+    },
+)

@@ -1,0 +1,1 @@
+"""Datasets: the embedded digits, and any TFDS image dataset."""

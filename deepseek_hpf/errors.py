@@ -1,0 +1,31 @@
+"""What is raised at the user: each says what was expected, what was received, and the way out."""
+
+
+class ConfigError(ValueError):
+    """A configuration, argument or file that cannot be used as it is."""
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """A `ConfigError` where Keras raises `TypeError`: callers of either catch it."""
+
+
+class PrecisionError(RuntimeError):
+    """An operation that would have corrupted weights, state or numbers, refused."""
+
+
+class MissingBackendError(ImportError):
+    """The framework that Keras runs on is not installed.
+
+    Args:
+        framework: Import name of the missing framework, e.g. `"tensorflow"`.
+    """
+
+    def __init__(self, framework: str):
+        self.framework = framework
+        super().__init__(
+            f"Keras is set to run on {framework!r}, which is not installed. Install a back end "
+            "with `pip install 'deepseek_hpf[tensorflow]'`, `'deepseek_hpf[jax]'` or "
+            "`'deepseek_hpf[torch]'`, and name it in the environment variable KERAS_BACKEND "
+            '("tensorflow", "jax" or "torch").',
+            name=framework,
+        )

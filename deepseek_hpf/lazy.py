@@ -1,0 +1,58 @@
+"""Lazy package roots (PEP 562), and the one place where a missing back end is explained."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from deepseek_hpf.errors import MissingBackendError
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+LazyRoot = tuple[Callable[[str], object], Callable[[], list[str]], list[str]]
+
+
+def lazy_exports(package: str, exports: Mapping[str, str]) -> LazyRoot:
+    """Returns `__getattr__`, `__dir__` and `__all__` for a package root that imports on first use.
+
+    Args:
+        package: Name of the package, its `__name__`.
+        exports: Public name to `"module:attribute"`, or to `"module"` for a sub-module.
+
+    Returns:
+        The three module-level names, in the order above.
+    """
+
+    def __getattr__(name: str) -> object:  # noqa: N807
+        if name not in exports:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module_name, _, attribute = exports[name].partition(":")
+        module = import_with_backend(module_name)
+        value = getattr(module, attribute) if attribute else module
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*vars(sys.modules[package]), *exports})
+
+    return __getattr__, __dir__, sorted(exports)
+
+
+def import_with_backend(module_name: str) -> ModuleType:
+    """Imports a module that may need Keras; says which extra to install if no back end is there.
+
+    Args:
+        module_name: Absolute name of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingBackendError: The framework that Keras is set to is not installed.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name in BACKENDS:
+            raise MissingBackendError(error.name) from error
+        raise

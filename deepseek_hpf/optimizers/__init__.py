@@ -1,0 +1,1 @@
+"""The three protections: loss scaling, gradient clipping, master weights."""
