@@ -1,0 +1,32 @@
+"""Keras's own tests of dtype policies pass with `MixedPrecisionPolicy` in place of `DTypePolicy`."""
+
+import pytest
+from run_keras_suite import run_keras_suite
+
+WAIVED = {
+    "DTypePolicyTest::test_repr": 'asserts the class name in the text: <DTypePolicy "mixed_float16">',
+    "DTypePolicyTest::test_python_serialization": (
+        "asserts the same text after copy and pickle; tests/test_policy.py has ours"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "waived"),
+    [
+        ("keras.src.dtype_policies.dtype_policy_test", WAIVED),
+        ("keras.src.dtype_policies.dtype_policy_map_test", {}),
+    ],
+)
+def test_keras_suite_passes(module, waived):
+    counts = run_keras_suite(
+        module,
+        {
+            "keras.src.dtype_policies.dtype_policy.DTypePolicy": "deepseek_hpf.policy.MixedPrecisionPolicy"
+        },
+        waived,
+    )
+    assert counts.failed == {}
+    assert counts.needless == []
+    assert sorted(counts.waived) == sorted(waived)
+    assert counts.passed > 0
