@@ -1,4 +1,4 @@
-"""Runs a test module that Keras ships in its wheel, with classes of ours put in place of Keras's."""
+"""Runs a test module that Keras ships in its wheel, with our classes in place of Keras's."""
 
 import importlib
 import json
@@ -38,8 +38,9 @@ def run_keras_suite(
 
     Args:
         module: E.g. `"keras.src.dtype_policies.dtype_policy_test"`.
-        replacements: Dotted name of a class in Keras to the dotted name of ours. It is set in the module
-            named, before the tests are imported: `from that.module import Class` then gets ours.
+        replacements: Dotted name of a class in Keras to the dotted name of ours. It is set in the
+            module named, before the tests are imported: `from that.module import Class` then gets
+            ours.
         waived: `Class::test` (with its parameters, if it has some) to the reason why ours differs.
         timeout: Seconds.
 

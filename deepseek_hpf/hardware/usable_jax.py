@@ -1,0 +1,28 @@
+"""The accelerators that this JAX can use. Importing this file imports JAX."""
+
+import jax
+
+from deepseek_hpf.hardware import cuda, oneapi, rocm, tpu
+from deepseek_hpf.hardware.device import Device
+
+
+def accelerators() -> list[Device]:
+    """Devices of this process on JAX's default platform, unless that is the CPU.
+
+    Asking starts JAX's runtime: `jax.distributed.initialize` has to come before it.
+    """
+    return [_device(entry) for entry in jax.local_devices() if entry.platform != "cpu"]
+
+
+def _device(entry: jax.Device) -> Device:
+    kind, platform = entry.device_kind, entry.platform
+    if platform == "tpu":
+        return tpu.device(kind)
+    if platform in ("gpu", "cuda", "rocm"):
+        told = str(getattr(entry, "compute_capability", ""))
+        if told.startswith("gfx"):
+            return rocm.device(kind, told)
+        return cuda.device(kind, cuda.parse_capability(told))
+    if platform in ("xpu", "sycl"):
+        return oneapi.device(kind, oneapi.architecture_of_name(kind))
+    return Device("gpu", "unknown", kind)

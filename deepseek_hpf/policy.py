@@ -1,0 +1,249 @@
+"""`MixedPrecisionPolicy`: a Keras dtype policy that knows the hardware and has a configuration."""
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ContextDecorator
+from types import TracebackType
+from typing import Any, Self
+
+import keras
+
+from deepseek_hpf import hardware
+from deepseek_hpf.config import PrecisionConfig
+from deepseek_hpf.errors import ConfigError, ConfigTypeError
+from deepseek_hpf.scheduling.auto import PolicyChoice, choose_policy
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+ConfigLike = PrecisionConfig | Mapping[str, Any] | str | os.PathLike[str]
+
+
+class MixedPrecisionPolicy(keras.DTypePolicy):
+    """A Keras dtype policy chosen for the hardware, with the rules and settings that go with it.
+
+    `.name` is always the name of a standard Keras policy, and no layer has to keep an object of
+    this class: `scope()` sets the plain policy of that name, and `apply_policy` puts it in the
+    place of an instance that was passed as `dtype=` (the documented form is `dtype=policy.name`). A
+    saved model thus loads where this package is not installed.
+
+    Args:
+        name: `"auto"` (what `config` says, else what this hardware and back end do best), the name
+            of a Keras policy such as `"mixed_bfloat16"`, or None for the global policy of this
+            thread.
+        config: A `PrecisionConfig`, a dictionary of the same form, or the path of a JSON file;
+            None for the defaults. A policy that it sets has to agree with `name`, unless either is
+            `"auto"`.
+
+    Raises:
+        ConfigError: The name is no policy, or it contradicts the configuration.
+        ConfigTypeError: The name is not a string, or the configuration is of another type.
+
+    Example:
+        >>> policy = MixedPrecisionPolicy("mixed_bfloat16")
+        >>> policy.compute_dtype, policy.variable_dtype
+        ('bfloat16', 'float32')
+        >>> with policy.scope():
+        ...     layer = keras.layers.Dense(1)
+        >>> layer.dtype_policy
+        <DTypePolicy "mixed_bfloat16">
+    """
+
+    def __init__(self, name: str | None = AUTO, *, config: ConfigLike | None = None):
+        given = _as_config(config)
+        chosen = _agree(name, given)
+        # The name as it was asked for is kept ("auto"), what it stands for is `.name`.
+        self._config = given if given.policy == chosen else _with_policy(given, chosen)
+        choice = _resolve(chosen)
+        try:
+            super().__init__(choice.name)
+        except ValueError as error:
+            raise ConfigError(_unknown_name(choice.name)) from error
+        if not self.name.startswith("mixed_"):
+            self._name = self._compute_dtype
+        self._reason = choice.reason
+
+    @property
+    def config(self) -> PrecisionConfig:
+        """The configuration; its `policy` is the name that was asked for, `"auto"` included."""
+        return self._config
+
+    @property
+    def reason(self) -> str:
+        """One sentence saying why this policy: what `"auto"` found, or who named it."""
+        return self._reason
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
+        """Makes the policy that a JSON configuration file describes.
+
+        Args:
+            path: The file; `PrecisionConfig` documents its keys.
+
+        Raises:
+            ConfigError: The file cannot be read, or is no valid configuration.
+        """
+        return cls(config=PrecisionConfig.from_json(path))
+
+    def scope(self) -> "PolicyScope":
+        """A context in which this policy's plain Keras policy is the global one.
+
+        It sets dtypes and nothing else, as Keras would: the rules, the kernels and the guards come
+        with `callbacks.PrecisionOverrides(policy)` or `apply_policy(model, policy)`. What was the
+        global policy before is so again afterwards, also on an exception. Keras's global policy is
+        **per thread**: a thread started inside does not see it, and enters the scope itself (any
+        number may, at once).
+
+        Returns:
+            A re-entrant context manager, also usable as a decorator.
+        """
+        return PolicyScope(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Makes a policy from `get_config()`, which holds the name only.
+
+        Args:
+            config: `{"name": …}`; it is not changed.
+
+        Raises:
+            ConfigError: A key other than the arguments of this class.
+        """
+        if not isinstance(config, Mapping):
+            raise ConfigTypeError(
+                "Expected the dictionary that `get_config()` returns. "
+                f"Received: config={config!r} (of type {type(config)})"
+            )
+        unknown = sorted(str(key) for key in config if key not in ("name", "config"))
+        if unknown:
+            raise ConfigError(
+                "Expected the keys of `MixedPrecisionPolicy.get_config()`, which are 'name' only. "
+                f"Received: config={dict(config)!r}, with {', '.join(unknown)}"
+            )
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} "{self.name}">'
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both do the same; a plain Keras policy is one with default settings."""
+        if isinstance(other, MixedPrecisionPolicy):
+            return self.name == other.name and self._settings() == other._settings()
+        if type(other) in (keras.DTypePolicy, keras.dtype_policies.FloatDTypePolicy):
+            return self.name == other.name and self._settings() == _DEFAULTS
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((MixedPrecisionPolicy, self.name))
+
+    def _settings(self) -> PrecisionConfig:
+        """The configuration but for the policy: whether "auto" chose it changes nothing."""
+        return _with_policy(self._config, AUTO)
+
+
+class PolicyScope(ContextDecorator):
+    """The context manager of `MixedPrecisionPolicy.scope`; many threads may enter one object.
+
+    Args:
+        policy: Whose plain Keras policy becomes the global one of the entering thread.
+    """
+
+    def __init__(self, policy: MixedPrecisionPolicy):
+        self._policy = policy
+        # Each thread has its own stack of what to restore, as Keras's global policy is per thread.
+        self._local = threading.local()
+
+    def __enter__(self) -> MixedPrecisionPolicy:
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(keras.DTypePolicy(self._policy.name))
+        self._stack().append(before)
+        _say_once(
+            "A scope alone sets dtypes. Rules, kernels and the guards against corruption come "
+            "with `callbacks.PrecisionOverrides(policy)` or with `apply_policy(model, policy)`."
+        )
+        if self._policy.config.policy == AUTO:
+            _say_once(
+                f'Policy "auto" is {self._policy.name}: {self._policy.reason} That is known of the '
+                "hardware and not measured on the model; measuring is the work of `hpf tune`, "
+                "which this version does not have yet."
+            )
+        return self._policy
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        keras.config.set_dtype_policy(self._stack().pop())
+
+    def _stack(self) -> list[keras.DTypePolicy]:
+        if not hasattr(self._local, "stack"):
+            self._local.stack = []
+        stack: list[keras.DTypePolicy] = self._local.stack
+        return stack
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info(message)
+
+
+def _as_config(config: ConfigLike | None) -> PrecisionConfig:
+    if config is None:
+        return PrecisionConfig()
+    if isinstance(config, PrecisionConfig):
+        return config
+    if isinstance(config, Mapping):
+        return PrecisionConfig.from_dict(dict(config))
+    if isinstance(config, str | os.PathLike):
+        return PrecisionConfig.from_json(config)
+    raise ConfigTypeError(
+        "Expected `config` to be a PrecisionConfig, a dictionary, or the path of a JSON file. "
+        f"Received: config={config!r} (of type {type(config)})"
+    )
+
+
+def _with_policy(config: PrecisionConfig, name: str) -> PrecisionConfig:
+    return config.model_copy(update={"policy": name})
+
+
+def _agree(name: object, config: PrecisionConfig) -> str:
+    """The name to go by: the argument, or the configuration's where the argument is `"auto"`."""
+    if name is None:
+        name = keras.config.dtype_policy().name
+    if not isinstance(name, str):
+        raise ConfigTypeError(
+            "'name' must be a string, such as 'mixed_float16', or None for the global policy. "
+            f"Received: name={name} (of type {type(name)})"
+        )
+    if name == AUTO:
+        return config.policy
+    if config.policy not in (AUTO, name):
+        raise ConfigError(
+            "Expected `name` and the configuration's `policy` to agree, or one of them to be "
+            f"'auto'. Received: name={name!r}, config.policy={config.policy!r}. Leave `name` out, "
+            "or take `policy` out of the configuration."
+        )
+    return name
+
+
+def _resolve(name: str) -> PolicyChoice:
+    if name != AUTO:
+        return PolicyChoice(name, f"{name} was asked for by name.")
+    backend = keras.backend.backend()
+    return choose_policy(hardware.usable_devices(backend), backend)
+
+
+def _unknown_name(name: str) -> str:
+    return (
+        f"Cannot convert '{name}' to a mixed precision DTypePolicy. Valid policies include 'auto', "
+        "'mixed_bfloat16', 'mixed_float16', and the name of any float dtype such as 'float32'. "
+        f"Received: name={name!r}"
+    )
+
+
+_DEFAULTS = PrecisionConfig()
