@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from deepseek_hpf.dtypes import FORMATS
+
 DeviceKind = Literal["cpu", "gpu", "tpu"]
 Level = Literal["native", "emulated", "none"]
 
 # The order of the columns wherever devices are shown.
-DTYPES = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+DTYPES = tuple(FORMATS)
 
 
 @dataclass(frozen=True)
