@@ -18,6 +18,7 @@ ORDER: list[set[str]] = [
     {"lazy", "files"},
     {"dtypes"},
     {"hardware"},
+    {"config_json"},
     {"config"},
     {"plan"},
     {"scheduling"},

@@ -1,0 +1,70 @@
+"""Files that are either written whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+StrPath = str | os.PathLike[str]
+
+
+def write_text_atomically(path: StrPath, text: str) -> None:
+    """Writes a text file as UTF-8 with `\\n` line ends, so that a reader never sees half of it.
+
+    Args:
+        path: Where to write. What was there is replaced.
+        text: The whole content.
+
+    Raises:
+        OSError: The directory is missing or not writable, or the disk is full. The old file, if any, is unharmed.
+    """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: StrPath, data: bytes) -> None:
+    """Writes a file by way of a temporary one beside it, flushed to the disk and then renamed.
+
+    A rename within a directory is atomic (POSIX `rename`, Windows `MoveFileEx`): whoever reads, and whoever comes
+    after a crash, finds the old content or the new. A symbolic link stays a link, its target is replaced; the
+    permissions of an existing file are kept.
+
+    Args:
+        path: Where to write. What was there is replaced.
+        data: The whole content.
+
+    Raises:
+        OSError: As `write_text_atomically`.
+    """
+    target = Path(os.path.realpath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode_for(target))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _flush_directory(target.parent)
+
+
+def _mode_for(target: Path) -> int:
+    """Permissions of the file that is replaced, or those that `open` would give a new one."""
+    with contextlib.suppress(OSError):
+        return target.stat().st_mode & 0o777
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _flush_directory(directory: Path) -> None:
+    """Puts the rename itself on the disk, where the system can (Windows cannot open a directory)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
