@@ -9,7 +9,7 @@ StrPath = str | os.PathLike[str]
 
 
 def write_text_atomically(path: StrPath, text: str) -> None:
-    """Writes a text file as UTF-8 with `\\n` line ends, so that a reader never sees half of it.
+    r"""Writes a text file as UTF-8 with `\n` line ends, so that a reader never sees half of it.
 
     Args:
         path: Where to write. What was there is replaced.
@@ -36,7 +36,9 @@ def write_bytes_atomically(path: StrPath, data: bytes) -> None:
         OSError: As `write_text_atomically`.
     """
     target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
