@@ -16,7 +16,8 @@ def write_text_atomically(path: StrPath, text: str) -> None:
         text: The whole content.
 
     Raises:
-        OSError: The directory is missing or not writable, or the disk is full. The old file, if any, is unharmed.
+        OSError: The directory is missing or not writable, or the disk is full. The old file, if
+            any, is unharmed.
     """
     write_bytes_atomically(path, text.encode("utf-8"))
 
@@ -24,9 +25,9 @@ def write_text_atomically(path: StrPath, text: str) -> None:
 def write_bytes_atomically(path: StrPath, data: bytes) -> None:
     """Writes a file by way of a temporary one beside it, flushed to the disk and then renamed.
 
-    A rename within a directory is atomic (POSIX `rename`, Windows `MoveFileEx`): whoever reads, and whoever comes
-    after a crash, finds the old content or the new. A symbolic link stays a link, its target is replaced; the
-    permissions of an existing file are kept.
+    A rename within a directory is atomic (POSIX `rename`, Windows `MoveFileEx`): whoever reads, and
+    whoever comes after a crash, finds the old content or the new. A symbolic link stays a link, its
+    target is replaced; the permissions of an existing file are kept.
 
     Args:
         path: Where to write. What was there is replaced.
@@ -63,7 +64,7 @@ def _mode_for(target: Path) -> int:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Puts the rename itself on the disk, where the system can (Windows cannot open a directory)."""
+    """Puts the rename itself on the disk, where a directory can be opened (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""`PrecisionPlan`: the precision of every layer, as a value that can be compared, hashed, kept and sent."""
+"""`PrecisionPlan`: the precision of every layer, as a value to compare, hash, keep and send."""
 
 import hashlib
 import json
@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from deepseek_hpf.config import ActivationStorage, ConfigSection, DTypeName
-from deepseek_hpf.config_json import read_json_object, shown, shown_path
+from deepseek_hpf.config_json import read_json_object
+from deepseek_hpf.config_wording import shown, shown_path
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.files import StrPath, write_text_atomically
 
@@ -68,7 +69,8 @@ class PrecisionPlan(Mapping[str, LayerPlan]):
         for path, layer in copied.items():
             if not isinstance(path, str) or not isinstance(layer, LayerPlan):
                 raise ConfigError(
-                    f"expected layer paths (str) and LayerPlan. Received: {shown(path)}: {shown(layer)}"
+                    "expected layer paths (str) and their LayerPlan. "
+                    f"Received: {shown(path)}: {shown(layer)}"
                 )
         object.__setattr__(self, "_layers", copied)
         object.__setattr__(self, "_digest", None)
@@ -123,7 +125,7 @@ class PrecisionPlan(Mapping[str, LayerPlan]):
         return tuple(sorted(p for p in paths if self.get(p) != other.get(p)))
 
     def digest(self) -> str:
-        """SHA-256 of what the plan says: equal plans have equal digests in every process and on every machine.
+        """SHA-256 of what the plan says, the same in every process and on every machine.
 
         Returns:
             64 hexadecimal digits.

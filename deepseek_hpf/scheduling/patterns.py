@@ -1,7 +1,8 @@
 """Shell-style patterns over layer paths, matched in time linear in the path.
 
-Files come from anywhere, so a pattern must not be able to hang the program: it is never translated to a regular
-expression. All ways of matching are followed at once instead, as the bits of one integer.
+Files come from anywhere, so a pattern must not be able to hang the program: it is never translated
+to a regular expression. All ways of matching are followed at once instead, as the bits of one
+integer.
 """
 
 from functools import lru_cache
@@ -28,13 +29,13 @@ class _Bracket(NamedTuple):
 class PathPattern:
     """A case-sensitive shell-style pattern over the whole of a path.
 
-    `*` stands for any characters, `/` among them; `?` for one; `[abc]`, `[a-z]` and `[!abc]` for one of, or none
-    of, those listed. A `[` that nothing closes is an ordinary character. `[*]` is a literal star. This is the
-    language of `fnmatch.fnmatchcase`.
+    `*` stands for any characters, `/` among them; `?` for one; `[abc]`, `[a-z]` and `[!abc]` for
+    one of, or none of, those listed. A `[` that nothing closes is an ordinary character. `[*]` is a
+    literal star. This is the language of `fnmatch.fnmatchcase`.
 
-    The pattern is a chain of one-character tokens; bit `i` of the state says that the first `i` tokens have matched
-    what was read so far. A character moves a bit on where the token accepts it, and leaves it where a `*` stands:
-    `state' = ((state & accepts(char)) << 1) | (state & stars)`.
+    The pattern is a chain of one-character tokens; bit `i` of the state says that the first `i`
+    tokens have matched what was read so far. A character moves a bit on where the token accepts it,
+    and leaves it where a `*` stands: `state' = ((state & accepts(char)) << 1) | (state & stars)`.
 
     Args:
         text: The pattern.
@@ -45,7 +46,8 @@ class PathPattern:
         True
 
     References:
-        R. Baeza-Yates and G. Gonnet, "A new approach to text searching", CACM 35(10), 1992 (Shift-And).
+        R. Baeza-Yates and G. Gonnet, "A new approach to text searching", CACM 35(10), 1992
+        (Shift-And).
     """
 
     def __init__(self, text: str):
@@ -132,7 +134,7 @@ def _tokens(text: str) -> list[str | _Bracket]:
 
 
 def _bracket_end(text: str, start: int) -> int | None:
-    """Index of the `]` that closes a bracket opened before `start`; one that comes first is a member."""
+    """Index of the `]` that closes the bracket; one that comes first is a member of it."""
     first = start + text.startswith("!", start)
     end = text.find("]", first + 1)
     return end if end >= 0 else None

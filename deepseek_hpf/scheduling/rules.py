@@ -1,4 +1,4 @@
-"""Which rule of the configuration decides what, for every layer of a model. Pure: paths and names only."""
+"""Which rule of the configuration decides what, for every layer of a model."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,8 @@ class UnmatchedRule:
     Args:
         index: Its place in the file, from 0.
         rule: The rule.
-        nearest_path: Path of the layer that comes nearest to what the rule names; None where there is none.
+        nearest_path: Path of the layer that comes nearest to what the rule names; None where there
+            is none.
         nearest_type: Class name of that layer.
     """
 
@@ -91,15 +92,16 @@ class RuleResolution:
     def setting(self, path: str, field: RuleField) -> tuple[Any, int] | None:
         """What the rules say about one thing of one layer; the last rule that gives the key wins.
 
-        A later rule that gives other keys only does not undo an earlier one. A key that is given as null takes back
-        what earlier rules said.
+        A later rule that gives other keys only does not undo an earlier one. A key that is given as
+        null takes back what earlier rules said.
 
         Args:
             path: The layer's path.
             field: `"policy"`, `"backward"`, `"activations"` or `"kernel"`.
 
         Returns:
-            The value and the index of its rule; None if no rule says anything, or the last one took it back.
+            The value and the index of its rule; None if no rule says anything, or the last one took
+            it back.
         """
         found = self._settings.get(path, {}).get(field)
         return None if found is None or found[0] is None else found
@@ -123,8 +125,8 @@ class RuleResolution:
 def resolve_rules(rules: Sequence[PrecisionRule], nodes: Iterable[LayerNode]) -> RuleResolution:
     """Finds the layers that each rule hits.
 
-    A rule hits a layer if the layer or an ancestor matches `layers`, and the layer or an ancestor matches
-    `layer_type`; what a rule leaves out matches everything.
+    A rule hits a layer if the layer or an ancestor matches `layers`, and the layer or an ancestor
+    matches `layer_type`; what a rule leaves out matches everything.
 
     Args:
         rules: From the general to the particular.
@@ -143,21 +145,18 @@ def resolve_rules(rules: Sequence[PrecisionRule], nodes: Iterable[LayerNode]) ->
         >>> found = resolve_rules([PrecisionRule(layers="decoder", policy="float32")], nodes)
         >>> found.setting("decoder/head", "policy")
         ('float32', 0)
-        >>> print(resolve_rules([PrecisionRule(layers="decoder/haed", policy="float32")], nodes).warning())
-        1 rule matches no layer: rules[0] (layers="decoder/haed"): the nearest layer is "decoder/head", a Dense.
+        >>> typo = PrecisionRule(layers="decoder/haed", policy="float32")
+        >>> resolve_rules([typo], nodes).unmatched[0].nearest_path
+        'decoder/head'
     """
     tree = _LayerTree(nodes)
     hits = [tree.hit_by(rule) for rule in rules]
-    unmatched = []
+    unmatched: list[UnmatchedRule] = []
     for index, (rule, paths) in enumerate(zip(rules, hits, strict=True)):
         if not paths:
-            seek = len(unmatched) < NEAREST_SOUGHT_FOR
-            nearest = tree.nearest_to(rule) if seek else None
-            unmatched.append(
-                UnmatchedRule(
-                    index, rule, nearest and nearest.path, nearest.class_name if nearest else None
-                )
-            )
+            near = tree.nearest_to(rule) if len(unmatched) < NEAREST_SOUGHT_FOR else None
+            names = (near.path, near.class_name) if near else (None, None)
+            unmatched.append(UnmatchedRule(index, rule, *names))
     return RuleResolution(rules, hits, unmatched)
 
 
@@ -202,7 +201,7 @@ class _LayerTree:
         return self._nodes[path] if path is not None else None
 
     def _nearest_type(self, rule: PrecisionRule) -> LayerNode | None:
-        """Where the path matches and the type does not: the nearest class, below that path if there is a path."""
+        """The layer of the nearest class, below what `layers` matches if the rule has it."""
         below: Mapping[str, LayerNode] = self._nodes
         if rule.layers is not None:
             below = {p: self._nodes[p] for p in self._with_descendants(self._matching(rule.layers))}
