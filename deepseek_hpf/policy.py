@@ -1,5 +1,6 @@
 """`MixedPrecisionPolicy`: a Keras dtype policy that knows the hardware and has a configuration."""
 
+import difflib
 import functools
 import logging
 import os
@@ -7,12 +8,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import keras
 
 from deepseek_hpf import hardware
-from deepseek_hpf.config import PrecisionConfig
+from deepseek_hpf.config import PolicyName, PrecisionConfig
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.scheduling.auto import PolicyChoice, choose_policy
 
@@ -22,6 +23,7 @@ AUTO = "auto"
 ConfigLike = PrecisionConfig | Mapping[str, Any] | str | os.PathLike[str]
 
 
+@keras.saving.register_keras_serializable(package="deepseek_hpf")
 class MixedPrecisionPolicy(keras.DTypePolicy):
     """A Keras dtype policy chosen for the hardware, with the rules and settings that go with it.
 
@@ -54,22 +56,33 @@ class MixedPrecisionPolicy(keras.DTypePolicy):
 
     def __init__(self, name: str | None = AUTO, *, config: ConfigLike | None = None):
         given = _as_config(config)
-        chosen = _agree(name, given)
-        # The name as it was asked for is kept ("auto"), what it stands for is `.name`.
-        self._config = given if given.policy == chosen else _with_policy(given, chosen)
-        choice = _resolve(chosen)
+        asked = _agree(name, given)
+        choice = _resolve(asked)
         try:
             super().__init__(choice.name)
         except ValueError as error:
             raise ConfigError(_unknown_name(choice.name)) from error
-        if not self.name.startswith("mixed_"):
-            self._name = self._compute_dtype
+        mixed = self.compute_dtype != self.variable_dtype
+        # Beside Keras's `_name`, because `DTypePolicyMap.get_config` sets that one to None.
+        self._standard_name = choice.name if mixed else self.compute_dtype
+        self._config = _with_policy(given, asked)
+        self._is_auto = asked == AUTO
         self._reason = choice.reason
+
+    @property
+    def name(self) -> str:
+        """Name of the standard Keras policy that this one stands for, never `"auto"`."""
+        return self._standard_name
 
     @property
     def config(self) -> PrecisionConfig:
         """The configuration; its `policy` is the name that was asked for, `"auto"` included."""
         return self._config
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the hardware decided, as opposed to a name in the code or the configuration."""
+        return self._is_auto
 
     @property
     def reason(self) -> str:
@@ -132,7 +145,7 @@ class MixedPrecisionPolicy(keras.DTypePolicy):
         """Whether both do the same; a plain Keras policy is one with default settings."""
         if isinstance(other, MixedPrecisionPolicy):
             return self.name == other.name and self._settings() == other._settings()
-        if type(other) in (keras.DTypePolicy, keras.dtype_policies.FloatDTypePolicy):
+        if isinstance(other, keras.DTypePolicy) and type(other) in _PLAIN:
             return self.name == other.name and self._settings() == _DEFAULTS
         return NotImplemented
 
@@ -164,7 +177,7 @@ class PolicyScope(ContextDecorator):
             "A scope alone sets dtypes. Rules, kernels and the guards against corruption come "
             "with `callbacks.PrecisionOverrides(policy)` or with `apply_policy(model, policy)`."
         )
-        if self._policy.config.policy == AUTO:
+        if self._policy.is_auto:
             _say_once(
                 f'Policy "auto" is {self._policy.name}: {self._policy.reason} That is known of the '
                 "hardware and not measured on the model; measuring is the work of `hpf tune`, "
@@ -207,10 +220,6 @@ def _as_config(config: ConfigLike | None) -> PrecisionConfig:
     )
 
 
-def _with_policy(config: PrecisionConfig, name: str) -> PrecisionConfig:
-    return config.model_copy(update={"policy": name})
-
-
 def _agree(name: object, config: PrecisionConfig) -> str:
     """The name to go by: the argument, or the configuration's where the argument is `"auto"`."""
     if name is None:
@@ -239,11 +248,22 @@ def _resolve(name: str) -> PolicyChoice:
 
 
 def _unknown_name(name: str) -> str:
+    near = difflib.get_close_matches(name[:50], get_args(PolicyName), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
         f"Cannot convert '{name}' to a mixed precision DTypePolicy. Valid policies include 'auto', "
         "'mixed_bfloat16', 'mixed_float16', and the name of any float dtype such as 'float32'. "
-        f"Received: name={name!r}"
+        f"Received: name={name!r}.{hint}"
     )
 
 
+def _with_policy(config: PrecisionConfig, name: str) -> PrecisionConfig:
+    # Keras has more policies than a configuration may name, integer ones among them: nothing
+    # trains in those.
+    if name == config.policy or name not in get_args(PolicyName):
+        return config
+    return config.replace(policy=name)
+
+
+_PLAIN = (keras.DTypePolicy, keras.dtype_policies.FloatDTypePolicy)
 _DEFAULTS = PrecisionConfig()

@@ -17,6 +17,7 @@ NATIVE_FLAGS = {
 _VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "0x41": "arm", "0xc0": "ampere"}
 _LINUX_CPUINFO = Path("/proc/cpuinfo")
 _LINUX_MEMINFO = Path("/proc/meminfo")
+_SYSCTL = "/usr/sbin/sysctl"
 
 
 def support(flags: frozenset[str], *, flags_known: bool = True) -> dict[str, Support]:
@@ -159,6 +160,6 @@ def _sysctl() -> str:
     keys = ["machdep.cpu.brand_string", "hw.memsize", "hw.optional.arm"]
     # `sysctl` leaves with 1 if one key is unknown (Intel), and still prints the others.
     done = subprocess.run(
-        ["/usr/sbin/sysctl", *keys], capture_output=True, text=True, timeout=2.0, check=False
+        [_SYSCTL, *keys], capture_output=True, text=True, timeout=2.0, check=False
     )
     return done.stdout

@@ -3,6 +3,7 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from deepseek_hpf.hardware.device import Device, Support
 
@@ -119,17 +120,16 @@ def _from_nvml() -> list[Device]:
         pynvml.nvmlShutdown()
 
 
-def _nvml_device(nvml: object, index: int) -> Device:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)  # type: ignore[attr-defined]
-    name = nvml.nvmlDeviceGetName(handle)  # type: ignore[attr-defined]
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)  # type: ignore[attr-defined]
-    capability = nvml.nvmlDeviceGetCudaComputeCapability(handle)  # type: ignore[attr-defined]
-    return device(
-        name.decode() if isinstance(name, bytes) else name,
-        (int(capability[0]), int(capability[1])),
-        memory_total=int(memory.total),
-        memory_free=int(memory.free),
-    )
+def _nvml_device(nvml: Any, index: int) -> Device:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name = nvml.nvmlDeviceGetName(handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name = name.decode() if isinstance(name, bytes) else name
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError:  # A partitioned GPU (MIG) may refuse to say.
+        return device(name, (major, minor))
+    return device(name, (major, minor), int(memory.total), int(memory.free))
 
 
 def _from_proc() -> list[Device]:

@@ -17,8 +17,9 @@ _VENDORS = (cuda, rocm, oneapi, tpu)
 def devices() -> list[Device]:
     """Lists what is in the machine, the CPU first, without importing or starting any framework.
 
-    Drivers and libraries that are absent are normal. Where a framework is loaded already and knows
-    a vendor's devices better (compute capability, memory), its word is taken.
+    Drivers and libraries that are absent are normal. Where the vendor's own tool is not installed,
+    a framework that is loaded already is asked for what is missing (the compute capability, which
+    decides what the formats are).
 
     Returns:
         At least the CPU.
@@ -31,7 +32,7 @@ def devices() -> list[Device]:
     found = cpu.probe()
     for vendor in _VENDORS:
         found += vendor.probe()
-    return found
+    return _completed(found)
 
 
 def usable_devices(backend: str) -> list[Device]:
@@ -57,6 +58,19 @@ def usable_devices(backend: str) -> list[Device]:
             f"devices; `import keras` loads its own. Received: backend={backend!r}"
         )
     return cpu.probe() + _accelerators(backend)
+
+
+def _completed(found: list[Device]) -> list[Device]:
+    """Takes a loaded framework's word for NVIDIA GPUs of which only the name is known."""
+
+    def incomplete(device: Device) -> bool:
+        return device.vendor == "nvidia" and device.compute_capability is None
+
+    if not any(incomplete(device) for device in found):
+        return found
+    loaded = [backend for backend in BACKENDS if backend in sys.modules]
+    told = {device.name: device for backend in loaded for device in _accelerators(backend)}
+    return [told.get(d.name, d) if incomplete(d) else d for d in found]
 
 
 def _accelerators(backend: str) -> list[Device]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,15 +33,19 @@ class SuiteCounts:
 
 
 def run_keras_suite(
-    module: str, replacements: dict[str, str], waived: dict[str, str], timeout: float = 300.0
+    module: str | list[str],
+    replacements: dict[str, str],
+    waived: dict[str, str],
+    timeout: float = 300.0,
 ) -> SuiteCounts:
-    """Runs the module in a process of its own, on the Keras back end of this one.
+    """Runs the module, or several, in a process of its own, on the Keras back end of this one.
 
     Args:
         module: E.g. `"keras.src.dtype_policies.dtype_policy_test"`.
-        replacements: Dotted name of a class in Keras to the dotted name of ours. It is set in the
-            module named, before the tests are imported: `from that.module import Class` then gets
-            ours.
+        replacements: Dotted name of a class to the dotted name of ours. What is named is set
+            before the tests are collected. Name the class as the *test module* holds it
+            (`"….some_test.Class"`, or `"….some_test.alias.Class"` where it writes `alias.Class`);
+            a name in one of Keras's other modules changes Keras itself.
         waived: `Class::test` (with its parameters, if it has some) to the reason why ours differs.
         timeout: Seconds.
 
@@ -59,17 +64,10 @@ def run_keras_suite(
             "PYTEST_ADDOPTS": "",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--pyargs",
-            module,
-            "-p",
-            Path(__file__).stem,
-        ]
-        command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", folder]
+        modules = [module] if isinstance(module, str) else module
+        plugin = ["-p", Path(__file__).stem, "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "--pyargs", *modules, *plugin]
+        command += ["-c", os.devnull, "--rootdir", folder]
         done = subprocess.run(
             command, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout
         )
@@ -94,23 +92,30 @@ def _count(outcomes: dict[str, list[str]], waived: dict[str, str]) -> SuiteCount
 # From here on: the pytest plugin that the inner process loads this file as.
 
 
-def _resolve(dotted):
+def _import(dotted):
     module, _, name = dotted.rpartition(".")
-    return importlib.import_module(module), name
+    return getattr(importlib.import_module(module), name)
+
+
+def _put(dotted, replacement):
+    """Sets `module.Class`; or `test_module.alias.Class`, in a copy of what `alias` is."""
+    holder, _, name = dotted.rpartition(".")
+    try:
+        target = importlib.import_module(holder)
+    except ModuleNotFoundError:
+        # Keras goes on using its own class: its `isinstance` checks would refuse its others.
+        test_module, _, alias = holder.rpartition(".")
+        target = types.SimpleNamespace(**vars(_import(holder)))
+        setattr(importlib.import_module(test_module), alias, target)
+    old = getattr(target, name)
+    assert issubclass(replacement, old), f"{replacement} does not take the place of {old}"
+    setattr(target, name, replacement)
 
 
 def pytest_configure(config):
-    if _REPLACEMENTS not in os.environ:
-        return
-    new = {
-        old: getattr(*_resolve(new)) for old, new in json.loads(os.environ[_REPLACEMENTS]).items()
-    }
-    for old, replacement in new.items():
-        module, name = _resolve(old)
-        assert issubclass(replacement, getattr(module, name)), (
-            f"{replacement} does not replace {old}"
-        )
-        setattr(module, name, replacement)
+    if _REPLACEMENTS in os.environ:
+        for old, new in json.loads(os.environ[_REPLACEMENTS]).items():
+            _put(old, _import(new))
 
 
 def pytest_runtest_logreport(report):
