@@ -1,0 +1,139 @@
+"""`OverrideReport`: what `apply_policy` did to every layer, and why."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deepseek_hpf.plan import PrecisionPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverrideRow:
+    """One layer.
+
+    Args:
+        path: The layer's path, as `adapters.walk` makes it.
+        class_name: Name of its class.
+        before: Name of its policy before.
+        after: Name of its policy now.
+        rule: Index of the rule that decided, from 0; None where a default did.
+        reason: Why, in a few words.
+        saved: Whether a `.keras` file keeps `after`. Keras does not save the policies of the layers
+            that a composite layer or a subclassed model makes by itself; after loading,
+            `apply_policy` sets them again.
+        result_dtype: The dtype to which the layer's result is cast; None where it is left.
+    """
+
+    path: str
+    class_name: str
+    before: str
+    after: str
+    rule: int | None
+    reason: str
+    saved: bool = True
+    result_dtype: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the policy is another one than before."""
+        return self.before != self.after
+
+    @property
+    def source(self) -> str:
+        """`"rules[2]"` or `"default"`."""
+        return "default" if self.rule is None else f"rules[{self.rule}]"
+
+
+@dataclass
+class OverrideReport:
+    """What `apply_policy` did. Prints as a table.
+
+    A model that is not built yet may get layers when it is; the report then grows.
+
+    Args:
+        rows: One for each layer, parents before children.
+        policy: Name of the policy applied.
+        plan: The decisions as a value: layer path to `LayerPlan`.
+        model: One line on the model's own policy.
+        optimizer: One line on the optimizer.
+        guard: One line on the guard of the training step.
+        jit_compile: One line; empty where the model's own setting is left.
+        operations: One line for each operation, not being a layer, that computes in float32.
+        warnings: What the user should know; also given as one Python warning.
+        changed: Whether anything is other than before the call.
+    """
+
+    rows: list[OverrideRow]
+    policy: str
+    plan: PrecisionPlan
+    model: str = ""
+    optimizer: str = ""
+    guard: str = ""
+    jit_compile: str = ""
+    operations: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    changed: bool = False
+    _revert: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+
+    def revert(self) -> None:
+        """Takes back everything that `apply_policy` has done to the model, in one call or several.
+
+        Policies, optimizer, compile configuration, training step and layer calls are what they were
+        before the first call; compiled functions are made anew. What has been changed by others
+        since stays. A second call does nothing.
+        """
+        self._revert()
+
+    def row(self, path: str) -> OverrideRow:
+        """Finds a row.
+
+        Args:
+            path: The layer's path.
+
+        Returns:
+            Its row.
+
+        Raises:
+            KeyError: There is no such layer.
+        """
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError(path)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said beneath the table."""
+        said = [
+            ("model", self.model),
+            ("optimizer", self.optimizer),
+            ("guard", self.guard),
+            ("jit_compile", self.jit_compile),
+            *(("operation", line) for line in self.operations),
+            *(("warning", line) for line in self.warnings),
+        ]
+        lines = [f"{name}: {text}" for name, text in said if text]
+        if not all(row.saved for row in self.rows):
+            lines.append("* not kept in a .keras file; apply_policy sets it again after loading")
+        return lines
+
+    def __rich__(self) -> Table:
+        table = Table(caption=escape("\n".join(self.lines)), caption_justify="left")
+        for title in ("layer", "class", "before", "after", "by", "reason"):
+            table.add_column(title, overflow="fold")
+        for row in self.rows:
+            after = row.after if row.saved else f"{row.after}*"
+            cells = (row.path, row.class_name, row.before, after, row.source, row.reason)
+            table.add_row(*map(escape, cells), style="bold" if row.changed else None)
+        return table
+
+    def __str__(self) -> str:
+        """The table as plain text."""
+        console = Console(file=io.StringIO(), width=160, color_system=None, markup=False)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
