@@ -8,6 +8,7 @@ import struct
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from deepseek_hpf.config_section import ConfigSection as ConfigSection
 from deepseek_hpf.config_wording import expects
@@ -76,12 +77,14 @@ class PrecisionRule(ConfigSection):
         if self.layers is None and self.layer_type is None:
             raise expects(
                 '"layers" or "layer_type", which say where a rule applies; '
-                f"received only: {given or 'nothing'}"
+                f"received only: {given or 'nothing'}",
+                whole=True,
             )
         if not self.model_fields_set - {"layers", "layer_type"}:
             raise expects(
                 '"policy", "backward", "activations" or "kernel", which say what a rule does; '
-                f"received only: {given}"
+                f"received only: {given}",
+                whole=True,
             )
         return self
 
@@ -120,10 +123,10 @@ class LossScaleConfig(ConfigSection):
         if _float32(self.backoff_factor) >= 1:
             raise self._disagrees("backoff_factor", "a number between 0 and 1 (in float32)")
         if self.min_scale > self.max_scale:
-            raise self._disagrees("min_scale", f"at most max_scale, which is {self.max_scale:g}")
+            raise self._disagrees("min_scale", f"at most max_scale, {self.max_scale}")
         initial = self.initial_scale
         if initial is not None and not self.min_scale <= initial <= self.max_scale:
-            bounds = f"[{self.min_scale:g}, {self.max_scale:g}]"
+            bounds = f"[{self.min_scale}, {self.max_scale}]"
             default = "" if "initial_scale" in self.model_fields_set else "; set it as well"
             expected = f"null or a number within [min_scale, max_scale], {bounds}{default}"
             raise self._disagrees("initial_scale", expected)
@@ -255,7 +258,7 @@ class PrecisionConfig(ConfigSection):
         Returns:
             The schema as a dict.
         """
-        schema = cls.model_json_schema()
+        schema = cls.model_json_schema(schema_generator=_UntitledSchema)
         where = {"type": "string", "description": "Where this schema is; otherwise ignored."}
         schema["properties"] = {"$schema": where, **schema["properties"]}
         definitions = schema["$defs"]
@@ -267,6 +270,13 @@ class PrecisionConfig(ConfigSection):
             definition = definitions[section.__name__]
             definition["required"] = ["kind", *definition.get("required", [])]
         return {"$schema": DIALECT, **schema}
+
+
+class _UntitledSchema(GenerateJsonSchema):
+    """Leaves out pydantic's titles of keys, which say nothing that the keys do not."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def _float32(number: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deepseek_hpf.config_json import check_tree, read_json_object
+from deepseek_hpf.config_json import check_tree, parse_json_object, read_json_object
 from deepseek_hpf.config_wording import describe, shown, shown_path
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.files import StrPath, write_text_atomically
@@ -66,6 +66,12 @@ class ConfigSection(BaseModel):
             return super().model_validate(obj, **options)
         except ValidationError as error:
             raise ConfigError(describe(error, cls)) from None
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
+        """As `from_json`, from a string or bytes."""
+        data = json_data.encode() if isinstance(json_data, str) else bytes(json_data)
+        return cls.from_dict(parse_json_object(data))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -39,8 +39,8 @@ def expects(expected: str, **context: object) -> PydanticCustomError:
 
     Args:
         expected: What the value should have been, in words.
-        **context: `key` and `received`, if the validator saw a whole section and one of its keys
-            is at fault.
+        **context: From a validator of whole sections `key` and `received`, if one key is at
+            fault, and otherwise `whole=True`: the words then say what was received.
 
     Returns:
         The error, which `describe` puts in a line.
@@ -133,7 +133,7 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < 10**30 else "an integer of more than 30 digits"
     if isinstance(value, float):
-        return f"{value:.17g}" if value != int(value) else f"{value:g}"
+        return float.__repr__(value)
     if isinstance(value, dict):
         return "an object" if value else "an empty object"
     if isinstance(value, list | tuple):
@@ -191,7 +191,7 @@ def _describe_one(details: ErrorDetails, model: type[BaseModel]) -> str:
     expected = _expected(details, field)
     if "key" in context:
         return problem(join(path, context["key"]), expected, context["received"])
-    if isinstance(received, dict) and kind == "expects":
+    if context.get("whole"):
         return f"{_where(path)}expected {expected}."
     return problem(path, expected, received)
 

@@ -37,9 +37,12 @@ def write_bytes_atomically(path: StrPath, data: bytes) -> None:
         OSError: As `write_text_atomically`.
     """
     target = Path(os.path.realpath(path))
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent
-    )
+    try:
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent
+        )
+    except OSError as error:  # names the temporary file, which says nothing to the reader
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

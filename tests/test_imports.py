@@ -22,7 +22,7 @@ ORDER: list[set[str]] = [
     {"config_json"},
     {"config_section"},
     {"config"},
-    {"plan"},
+    {"plan", "config_schema"},
     {"scheduling"},
     {"policy"},
     {"optimizers"},

@@ -106,6 +106,17 @@ class RuleResolution:
         found = self._settings.get(path, {}).get(field)
         return None if found is None or found[0] is None else found
 
+    def deciding(self, path: str) -> set[int]:
+        """The rules of which at least one key decides for a layer, and is not given again later.
+
+        Args:
+            path: The layer's path.
+
+        Returns:
+            Their indices.
+        """
+        return {index for _, index in self._settings.get(path, {}).values()}
+
     def warning(self) -> str | None:
         """One text for all rules that hit nothing.
 
