@@ -24,6 +24,10 @@ class Entry(NamedTuple):
 # Its file should import no more than typer at the top: the rest belongs inside the function.
 COMMANDS = {
     "check": Entry("deepseek_hpf.cli.check:check", "Validate a configuration file."),
+    "devices": Entry(
+        "deepseek_hpf.cli.devices:devices", "Show what this machine can do, per dtype."
+    ),
+    "demo": Entry("deepseek_hpf.cli.demo:demo", "Train a ResNet in float32 and under a policy."),
     "schema": Entry("deepseek_hpf.cli.schema:schema", "Print the JSON Schema of the file."),
 }
 

@@ -37,8 +37,7 @@ def support(flags: frozenset[str], *, flags_known: bool = True) -> dict[str, Sup
         if found:
             known[dtype] = Support("native", f"it has {', '.join(found)}")
         elif flags_known:
-            wanted = " or ".join(names[:2])
-            known[dtype] = Support("emulated", f"it has no {dtype} instructions such as {wanted}")
+            known[dtype] = Support("emulated", f"it has no instructions that multiply in {dtype}")
         else:
             reason = f"this system does not tell whether it has {dtype} instructions"
             known[dtype] = Support("emulated", reason)
