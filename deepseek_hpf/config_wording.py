@@ -25,6 +25,7 @@ _KINDS = {
     "model": "an object",
 }
 _BOUNDS = {
+    "string_unicode": "Unicode text",
     "greater_than": "a number greater than {gt:g}",
     "greater_than_equal": "a number of at least {ge:g}",
     "less_than_equal": "a number of at most {le:g}",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 EXIT_UNMATCHED = 1
 SHOWN_PATHS = 6
+SELECTORS = ("layers", "layer_type")
 SETTINGS = ("policy", "backward", "activations", "kernel")
 
 
@@ -91,31 +92,37 @@ def _settings_of(config: "PrecisionConfig") -> list[str]:
 def _table(
     rules: "tuple[PrecisionRule, ...]", resolution: "RuleResolution | None", every_path: bool
 ) -> "Table":
-    """One row a rule; what it hits beside it, if a model was given."""
+    """One row a rule; what it hits beside it if a model was given."""
     from rich.table import Table
 
-    table = Table(title="Rules: where several give the same key, the last one wins")
-    headings = ["rule", "layers", "layer_type", "sets"]
+    table = Table(title="Rules: of several for one key, the last wins", title_justify="left")
+    table.add_column("rule", justify="right")
+    table.add_column("selects", overflow="fold")
+    table.add_column("sets", no_wrap=True)  # short words, which read badly when broken
     if resolution is not None:
-        headings += ["hits", "in force", "where"]
-    for heading in headings:
-        numeric = heading in ("rule", "hits", "in force")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        table.add_column("hits", justify="right")
+        table.add_column("where", overflow="fold")
     for index, rule in enumerate(rules):
-        cells = [str(index), rule.layers or "", rule.layer_type or "", _what_it_sets(rule)]
+        cells = [str(index), _listed_keys(rule, SELECTORS), _listed_keys(rule, SETTINGS)]
         if resolution is not None:
-            paths = resolution.hits[index]
-            in_force = sum(index in resolution.deciding(path) for path in paths)
-            cells += [str(len(paths)), str(in_force), _listed(paths, every_path)]
+            cells += _hits(resolution, index, every_path)
         table.add_row(*(_plain(cell) for cell in cells))
     return table
 
 
-def _what_it_sets(rule: "PrecisionRule") -> str:
-    from deepseek_hpf.config_wording import shown
+def _listed_keys(rule: "PrecisionRule", keys: tuple[str, ...]) -> str:
+    """Those of the keys that the rule gives, one a line."""
+    values = {key: getattr(rule, key) for key in keys if key in rule.model_fields_set}
+    shown = {True: "true", False: "false", None: "null"}
+    return "\n".join(f"{key}: {shown.get(value, value)}" for key, value in values.items())
 
-    given = [key for key in SETTINGS if key in rule.model_fields_set]
-    return "\n".join(f"{key}: {shown(getattr(rule, key)).strip(chr(34))}" for key in given)
+
+def _hits(resolution: "RuleResolution", index: int, every_path: bool) -> list[str]:
+    """How many layers a rule hits (and for how many it counts after later rules), and which."""
+    paths = resolution.hits[index]
+    in_force = sum(index in resolution.deciding(path) for path in paths)
+    count = f"{len(paths)}" if in_force == len(paths) else f"{len(paths)}\n{in_force} in force"
+    return [count, _listed(paths, every_path)]
 
 
 def _listed(paths: tuple[str, ...], every_path: bool) -> str:

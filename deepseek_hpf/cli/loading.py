@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from deepseek_hpf.config_wording import nearest_hint, shown
-from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.errors import ConfigError, MissingBackendError
 from deepseek_hpf.lazy import import_with_backend
 
 
@@ -27,13 +27,14 @@ def load_factory(target: str) -> Callable[..., Any]:
             import, or what is there cannot be called.
     """
     module_name, _, attribute = target.partition(":")
+    hint = ""
+    if module_name.endswith(".py") and os.path.exists(module_name):
+        hint = f' Did you mean "{module_name[:-3].replace(os.sep, ".")}:{attribute}"?'
     words = module_name.split(".")
-    if not attribute or not all(word.isidentifier() for word in words):
-        hint = ""
-        if module_name.endswith(".py"):
-            hint = f' Did you mean "{module_name[:-3].replace(os.sep, ".")}:{attribute}"?'
+    if hint or not attribute or not all(word.isidentifier() for word in words):
         raise ConfigError(
-            f"expected MODULE:FUNCTION, my_models:create_model. Received: {target}.{hint}"
+            "expected MODULE:FUNCTION, e.g. my_models:create_model. "
+            f"Received: {shown(target)}.{hint}"
         )
     found: Any = _import(module_name)
     for word in attribute.split("."):
@@ -57,7 +58,7 @@ def load_model(target: str) -> Any:
             else.
         MissingBackendError: The framework that Keras is set to is not installed.
     """
-    keras = import_with_backend("keras")
+    keras = _keras()
     factory = load_factory(target)
     _refuse_arguments(factory, target)
     try:
@@ -69,6 +70,16 @@ def load_model(target: str) -> Any:
             f"{target}: expected it to return a keras.Model. Received: {shown(model)}."
         )
     return model
+
+
+def _keras() -> ModuleType:
+    """Keras, or why it cannot be imported: a back end that is missing, or that it does not know."""
+    try:
+        return import_with_backend("keras")
+    except MissingBackendError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"importing keras raised {_one_line(error)}") from error
 
 
 def _import(module_name: str) -> ModuleType:
@@ -94,7 +105,8 @@ def _attribute(owner: Any, name: str, target: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError:
-        functions = [n for n, v in vars(owner).items() if callable(v) and not n.startswith("_")]
+        there = getattr(owner, "__dict__", {})
+        functions = [n for n, v in there.items() if callable(v) and not n.startswith("_")]
         where = getattr(owner, "__name__", type(owner).__name__)
         hint = nearest_hint(name, functions)
         raise ConfigError(f"{target}: {where} has no attribute {shown(name)}.{hint}") from None

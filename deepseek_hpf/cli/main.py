@@ -110,6 +110,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         _fail(f"error: {error}", EXIT_ERROR)
     except KeyboardInterrupt:
         _fail("Interrupted.", EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # typer ends so after Ctrl-C, without a word
+            _fail("Interrupted.", EXIT_INTERRUPTED)
+        raise
 
 
 def _fail(text: str, code: int) -> None:
