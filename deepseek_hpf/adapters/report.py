@@ -2,11 +2,11 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from deepseek_hpf.plan import PrecisionPlan
 
@@ -42,6 +42,17 @@ class OverrideRow:
         """Whether the policy is another one than before."""
         return self.before != self.after
 
+    def with_before(self, before: str) -> "OverrideRow":
+        """Derives the same row with another policy before.
+
+        Args:
+            before: Name of the policy.
+
+        Returns:
+            The row.
+        """
+        return replace(self, before=before)
+
     @property
     def source(self) -> str:
         """`"rules[2]"` or `"default"`."""
@@ -65,6 +76,7 @@ class OverrideReport:
         operations: One line for each operation, not being a layer, that computes in float32.
         warnings: What the user should know; also given as one Python warning.
         changed: Whether anything is other than before the call.
+        is_complete: Whether every layer is built: one that is not may still make more.
     """
 
     rows: list[OverrideRow]
@@ -77,6 +89,7 @@ class OverrideReport:
     operations: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     changed: bool = False
+    is_complete: bool = True
     _revert: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     def revert(self) -> None:
@@ -121,19 +134,20 @@ class OverrideReport:
             lines.append("* not kept in a .keras file; apply_policy sets it again after loading")
         return lines
 
-    def __rich__(self) -> Table:
-        table = Table(caption=escape("\n".join(self.lines)), caption_justify="left")
+    def __rich__(self) -> Group:
+        table = Table()
         for title in ("layer", "class", "before", "after", "by", "reason"):
             table.add_column(title, overflow="fold")
         for row in self.rows:
             after = row.after if row.saved else f"{row.after}*"
             cells = (row.path, row.class_name, row.before, after, row.source, row.reason)
-            table.add_row(*map(escape, cells), style="bold" if row.changed else None)
-        return table
+            # Text, not markup: a layer may be called "[red]".
+            table.add_row(*map(Text, cells), style="bold" if row.changed else None)
+        return Group(table, *map(Text, self.lines))
 
     def __str__(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=160, color_system=None, markup=False)
+        console = Console(file=io.StringIO(), width=160, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

@@ -65,6 +65,22 @@ class UndoLog:
 
         self._entries.append(undo)
 
+    def clear_on_instance(self, target: Any, name: str) -> None:
+        """Takes an attribute off the instance, so that the class's shows again.
+
+        Args:
+            target: The object.
+            name: An attribute that is on the instance.
+        """
+        before = vars(target)[name]
+        delattr(target, name)
+
+        def undo() -> None:
+            if name not in vars(target):
+                setattr(target, name, before)
+
+        self._entries.append(undo)
+
     def set_item(self, target: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Sets an item of a mapping.
 
