@@ -45,7 +45,9 @@ class MixedPrecisionPolicy(keras.DTypePolicy):
         ConfigTypeError: The name is not a string, or the configuration is of another type.
 
     Example:
-        >>> policy = MixedPrecisionPolicy("mixed_bfloat16")
+        >>> import keras
+        >>> import deepseek_hpf as hpf
+        >>> policy = hpf.MixedPrecisionPolicy("mixed_bfloat16")
         >>> policy.compute_dtype, policy.variable_dtype
         ('bfloat16', 'float32')
         >>> with policy.scope():

@@ -9,8 +9,12 @@ from deepseek_hpf.hardware.device import Device
 def accelerators() -> list[Device]:
     """Devices of this process on JAX's default platform, unless that is the CPU.
 
-    Asking starts JAX's runtime: `jax.distributed.initialize` has to come before it.
+    None are in use where `jax_default_device` keeps computations on the CPU. Asking starts JAX's
+    runtime: `jax.distributed.initialize` has to come before it.
     """
+    default = jax.config.jax_default_device
+    if default is not None and str(getattr(default, "platform", default)) == "cpu":
+        return []
     return [_device(entry) for entry in jax.local_devices() if entry.platform != "cpu"]
 
 

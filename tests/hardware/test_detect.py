@@ -136,6 +136,8 @@ def test_jax_devices(monkeypatch):
     found = usable_jax.accelerators()
     assert [device.vendor for device in found] == ["nvidia", "amd", "google", "intel", "unknown"]
     assert [device.native("bfloat16") for device in found] == [True, True, True, True, False]
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert usable_jax.accelerators() == []
 
 
 @pytest.mark.backend("torch")
@@ -144,6 +146,8 @@ def test_torch_gpus(monkeypatch):
 
     from deepseek_hpf.hardware import usable_torch
 
+    tensor = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(keras.ops, "zeros", lambda shape: tensor)
     properties = types.SimpleNamespace(
         name="A GPU", major=8, minor=6, total_memory=2**34, gcnArchName="gfx90a:sramecc+"
     )
@@ -155,11 +159,16 @@ def test_torch_gpus(monkeypatch):
     assert found[0].memory_total == 2**34
     monkeypatch.setattr(torch.version, "hip", "6.2")
     assert [device.architecture for device in usable_torch.accelerators()] == ["gfx90a"] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    tensor.device.type = "mps"
     assert [device.vendor for device in usable_torch.accelerators()] == ["apple"]
+    tensor.device.type = "xpu"
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
     intel = types.SimpleNamespace(name="Intel(R) Arc(TM) B580 Graphics", total_memory=2**33)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: intel)
     assert [device.architecture for device in usable_torch.accelerators()] == ["xe2"]
+    # Keras was told to stay on the CPU (KERAS_TORCH_DEVICE): the GPU is not in use.
+    tensor.device.type = "cpu"
+    assert usable_torch.accelerators() == []
+    monkeypatch.delitem(sys.modules, "keras")
+    assert [device.vendor for device in usable_torch.accelerators()] == ["amd"] * 2
