@@ -30,7 +30,8 @@ class MixedPrecisionPolicy(keras.DTypePolicy):
     `.name` is always the name of a standard Keras policy, and no layer has to keep an object of
     this class: `scope()` sets the plain policy of that name, and `apply_policy` puts it in the
     place of an instance that was passed as `dtype=` (the documented form is `dtype=policy.name`). A
-    saved model thus loads where this package is not installed.
+    saved model thus loads where this package is not installed. `keras.config.set_dtype_policy`, in
+    contrast, would hand this very object to every layer.
 
     Args:
         name: `"auto"` (what `config` says, else what this hardware and back end do best), the name
@@ -172,9 +173,22 @@ class PolicyScope(ContextDecorator):
         self._local = threading.local()
 
     def __enter__(self) -> MixedPrecisionPolicy:
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(keras.DTypePolicy(self._policy.name))
+        # What can fail comes first: a scope that was not entered has nothing to restore.
+        self._announce()
+        plain, before = keras.DTypePolicy(self._policy.name), keras.config.dtype_policy()
         self._stack().append(before)
+        keras.config.set_dtype_policy(plain)
+        return self._policy
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        keras.config.set_dtype_policy(self._stack().pop())
+
+    def _announce(self) -> None:
         _say_once(
             "A scope alone sets dtypes. Rules, kernels and the guards against corruption come "
             "with `callbacks.PrecisionOverrides(policy)` or with `apply_policy(model, policy)`."
@@ -185,15 +199,6 @@ class PolicyScope(ContextDecorator):
                 "hardware and not measured on the model; measuring is the work of `hpf tune`, "
                 "which this version does not have yet."
             )
-        return self._policy
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        keras.config.set_dtype_policy(self._stack().pop())
 
     def _stack(self) -> list[keras.DTypePolicy]:
         if not hasattr(self._local, "stack"):

@@ -363,6 +363,17 @@ def test_every_context_restores_even_when_left_by_an_error(context, error):
     assert current().name == "float64"
 
 
+def test_a_scope_that_cannot_be_entered_changes_nothing(monkeypatch):
+    def fail(message):
+        raise OSError("the log is full")
+
+    keras.config.set_dtype_policy("float64")
+    monkeypatch.setattr(policy_module, "_say_once", fail)
+    with pytest.raises(OSError, match="full"), MixedPrecisionPolicy("float16").scope():
+        raise AssertionError("entered")
+    assert current().name == "float64"
+
+
 def test_scope_does_not_leak_between_threads():
     """Four threads share one policy and one scope object, and hold it at the same moment."""
     policy = MixedPrecisionPolicy("mixed_bfloat16")
