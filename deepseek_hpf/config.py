@@ -104,9 +104,9 @@ class LossScaleConfig(ConfigSection):
     """Scale at the first step; null turns scaling off (guard, clipping and counters remain)."""
     growth_steps: Count = 2000
     """Finite steps in a row after which the scale grows."""
-    growth_factor: Positive = 2.0
+    growth_factor: Annotated[float, Field(gt=1, le=FLOAT32_MAX)] = 2.0
     """What the scale is multiplied by then; greater than 1."""
-    backoff_factor: Positive = 0.5
+    backoff_factor: Annotated[float, Field(gt=0, lt=1), AfterValidator(_above_underflow)] = 0.5
     """What the scale is multiplied by at an overflow; between 0 and 1."""
     min_scale: Positive = 1.0
     """Floor of the scale."""
@@ -262,9 +262,9 @@ class PrecisionConfig(ConfigSection):
         where = {"type": "string", "description": "Where this schema is; otherwise ignored."}
         schema["properties"] = {"$schema": where, **schema["properties"]}
         definitions = schema["$defs"]
-        definitions["PrecisionRule"]["anyOf"] = [
-            {"required": ["layers"]},
-            {"required": ["layer_type"]},
+        halves = [{"layers", "layer_type"}, {"policy", "backward", "activations", "kernel"}]
+        definitions["PrecisionRule"]["allOf"] = [
+            {"anyOf": [{"required": [key]} for key in sorted(half)]} for half in halves
         ]
         for section in _ClippingSection.__subclasses__():
             definition = definitions[section.__name__]

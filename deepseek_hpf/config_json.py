@@ -92,12 +92,15 @@ def check_tree(root: object) -> None:
         ConfigError: With the key path of what was found.
     """
     pending: list[tuple[object, str, int]] = [(root, "", 0)]
+    seen: set[int] = set()  # what Python shares, or puts into itself, is looked at once
     while pending:
         value, path, depth = pending.pop()
         if depth > DEPTH_LIMIT:
             raise ConfigError(_TOO_DEEP)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(problem(path, "a finite number", value))
+        if id(value) in seen:
+            continue
         if isinstance(value, dict):
             _check_keys(value, path)
             children = [(v, join(path, k), depth + 1) for k, v in value.items()]
@@ -105,6 +108,7 @@ def check_tree(root: object) -> None:
             children = [(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
         else:
             continue
+        seen.add(id(value))
         pending.extend(reversed(children))
 
 

@@ -28,6 +28,7 @@ _BOUNDS = {
     "string_unicode": "Unicode text",
     "greater_than": "a number greater than {gt:g}",
     "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number less than {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "string_too_short": "at least {min_length} character",
     "string_too_long": "at most {max_length:,} characters",

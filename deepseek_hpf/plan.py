@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from deepseek_hpf.config import ActivationStorage, ConfigSection, DTypeName
 from deepseek_hpf.config_json import read_json_object
-from deepseek_hpf.config_wording import shown, shown_path
+from deepseek_hpf.config_wording import expects, shown, shown_path
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.files import StrPath, write_text_atomically
 
@@ -31,6 +31,13 @@ class LayerPlan(ConfigSection):
     """Dtype in which its gradients are computed."""
     activations: ActivationStorage | None = None
     """How it keeps what its backward pass needs."""
+
+    @field_validator("policy")
+    @classmethod
+    def _is_decided(cls, name: str | None) -> str | None:
+        if name == "auto":
+            raise expects('the policy that "auto" stands for')
+        return name
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the keys that differ from None: plans that say the same are written the same.

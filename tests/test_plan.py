@@ -94,6 +94,7 @@ def test_immutable():
         ({"a": {"polcy": "float32"}}, '"a": polcy: unknown key'),
         ({"a": {"kernel": 1}}, '"a": kernel: expected true, false or null'),
         ({"a": {"policy": ""}}, "at least 1 character"),
+        ({"a": {"policy": "auto"}}, '"a": policy: expected the policy that'),
         ({"a": 3}, '"a": expected a dict. Received: 3'),
         ({1: {}}, "expected layer paths"),
         ([], "expected a dict from layer path"),
