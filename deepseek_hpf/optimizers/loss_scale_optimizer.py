@@ -1,0 +1,403 @@
+"""The optimizer wrapper: loss scaling, the guard against non-finite gradients, clipping, masters."""
+
+import contextlib
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from deepseek_hpf.config import LossScaleConfig
+from deepseek_hpf.errors import ConfigError, ConfigTypeError
+from deepseek_hpf.optimizers import clipping as clipping_rules
+from deepseek_hpf.optimizers.master_weights import create_master, exclude_alike, needs_master
+from deepseek_hpf.optimizers.step import Step
+from deepseek_hpf.optimizers.transition import ScaleRules, bounded
+
+Tensor = Any
+Store = Any
+
+DEFAULTS = LossScaleConfig()
+# What Keras's wrapper keeps of its own: iteration, learning rate, step counter, scale.
+KERAS_OWN_VARIABLES = 4
+
+
+@keras.saving.register_keras_serializable(package="deepseek_hpf")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
+    """Wraps an optimizer so that no non-finite gradient ever reaches a weight.
+
+    Each step: reduce the gradients over the replicas, check and measure them in one pass; if one
+    is not finite on any replica, skip the step on all of them and back off the loss scale, else
+    unscale, clip, update, and count towards the next growth of the scale. A skip changes no
+    weight, slot, master, accumulator, iteration count or learning-rate schedule.
+
+    Differences from `keras.optimizers.LossScaleOptimizer`: the scale stays within
+    `[min_scale, max_scale]`; every replica is asked; clipping, float32 masters and counters.
+
+    With `gradient_accumulation_steps` on the inner optimizer every call of `apply` is one step:
+    the norm is that of the average over the window so far, clipping happens at the update, and an
+    overflow leaves out its own step only; the window closes one step later.
+
+    Args:
+        inner_optimizer: A `keras.optimizers.Optimizer`, or its name or config. Arguments such as
+            `weight_decay`, `use_ema` and `gradient_accumulation_steps` belong to it.
+        initial_scale: Float, the loss scale at the first step. None turns scaling off; guard,
+            clipping and counters remain.
+        dynamic_growth_steps: Int. Finite steps in a row after which the scale grows.
+        growth_factor: Float above 1. What the scale is multiplied by then.
+        backoff_factor: Float between 0 and 1. What the scale is multiplied by at an overflow.
+        min_scale: Float. Floor of the scale; may be below 1.
+        max_scale: Float. Ceiling of the scale.
+        hysteresis: Int. From the n-th overflow in a row on, each one backs off the scale (1: at
+            once, as Keras). A finite step resets the count.
+        clipping: A rule of `deepseek_hpf.clipping`, or its dict. Refused if the inner optimizer
+            clips as well.
+        master_weights: Bool. Trains float16 and bfloat16 variables by way of float32 masters,
+            which are among the optimizer's variables. What is assigned to a model variable from
+            outside wins over its master, element by element, at the next step.
+        name: String. Name of the optimizer.
+        **kwargs: What Keras's class accepts for old saved files.
+
+    Attributes:
+        dynamic_scale: The loss scale, float32.
+        step_counter: Finite steps since the scale grew or a step was skipped, integer.
+        skipped_steps: Steps skipped, integer; never reset.
+        clipped_steps: Updates whose gradient was clipped, integer; never reset.
+        gradient_norm: Norm of the reduced, accumulated, unscaled gradient before clipping at the
+            last update, float32; at a skip, the inf or NaN that was found.
+        step_skipped: 1 if the last step was skipped, else 0.
+        consecutive_skips: Steps skipped in a row; reset by a finite step.
+        consecutive_floor_skips: Steps skipped in a row while the scale was on the floor, or while
+            there is no scaling; reset by any other step.
+
+    Raises:
+        ConfigError: An argument is out of range, e.g. `initial_scale` outside of
+            `[min_scale, max_scale]`, or contradicts the inner optimizer.
+
+    Example:
+        >>> import deepseek_hpf as hpf
+        >>> optimizer = hpf.LossScaleOptimizer("adam", clipping=hpf.clipping.GlobalNorm(1.0))
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer, loss="mse")
+        >>> history = model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+        >>> int(optimizer.skipped_steps)
+        0
+
+    References:
+        - [Mixed Precision Training](https://arxiv.org/abs/1710.03740)
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: "keras.optimizers.Optimizer | str | Mapping[str, Any]",
+        initial_scale: float | None = DEFAULTS.initial_scale,
+        dynamic_growth_steps: int = DEFAULTS.growth_steps,
+        *,
+        growth_factor: float = DEFAULTS.growth_factor,
+        backoff_factor: float = DEFAULTS.backoff_factor,
+        min_scale: float = DEFAULTS.min_scale,
+        max_scale: float = DEFAULTS.max_scale,
+        hysteresis: int = DEFAULTS.hysteresis,
+        clipping: "clipping_rules.Clipping | Mapping[str, Any] | None" = None,
+        master_weights: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        inner = _inner_optimizer(inner_optimizer)
+        scale_config = LossScaleConfig(
+            initial_scale=_python_number(initial_scale),
+            growth_steps=_python_number(dynamic_growth_steps),
+            growth_factor=_python_number(growth_factor),
+            backoff_factor=_python_number(backoff_factor),
+            min_scale=_python_number(min_scale),
+            max_scale=_python_number(max_scale),
+            hysteresis=_python_number(hysteresis),
+        )
+        rule = clipping_rules.from_config(clipping)
+        _refuse_clipping_twice(inner, rule)
+        if not isinstance(master_weights, bool):
+            raise ConfigTypeError(
+                "Argument `master_weights` must be True or False. Received: "
+                f"master_weights={master_weights!r} (of type {type(master_weights).__name__})"
+            )
+        super().__init__(
+            inner,
+            initial_scale=scale_config.initial_scale,
+            dynamic_growth_steps=scale_config.growth_steps,
+            name=name,
+            **kwargs,
+        )
+        self.scale_rules = ScaleRules.from_config(scale_config)
+        self.clipping = rule
+        self.master_weights = master_weights
+        self.jit_compile_update: bool | None = None
+        # In `__dict__` directly: TensorFlow would wrap and track a container set as an attribute.
+        vars(self).update(telemetry={}, _targets={}, _pending_variables=None)
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled at all."""
+        return self.initial_scale is not None
+
+    def current_scale(self) -> Tensor | None:
+        """Returns the loss scale as a float32 scalar, or None without scaling."""
+        return bounded(self.dynamic_scale, self.scale_rules) if self.scales_loss else None
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Returns the loss times the loss scale; without scaling, the loss itself."""
+        if not self.scales_loss:
+            return loss
+        return ops.multiply(loss, self.current_scale() if self.built else self.initial_scale)
+
+    def target(self, variable: keras.Variable) -> keras.Variable:
+        """Returns what the inner optimizer updates: the variable's master, or the variable."""
+        return self._targets.get(self._var_key(variable), variable)
+
+    def clipping_state(self) -> dict[str, Tensor]:
+        """Returns the state of the clipping rule, float32 scalars by name."""
+        names = self.clipping.initial_state() if self.clipping else ()
+        return {name: ops.convert_to_tensor(self.telemetry[name]) for name in names}
+
+    def build(self, var_list: Sequence[keras.Variable]) -> None:
+        """Creates the wrapper's variables, the masters, and those of the inner optimizer.
+
+        Args:
+            var_list: The model's trainable variables.
+        """
+        if self.built:
+            return
+        variables = list(var_list)
+        # In the order of Keras's wrapper, so that its files can be read.
+        self.step_counter = self._own_variable("step_counter", "int")
+        self.dynamic_scale = self._own_variable("dynamic_scale", "float32", self._first_scale())
+        for name in ("skipped_steps", "clipped_steps", "step_skipped"):
+            setattr(self, name, self._own_variable(name, "int"))
+        for name in ("consecutive_skips", "consecutive_floor_skips"):
+            setattr(self, name, self._own_variable(name, "int"))
+        self.gradient_norm = self._own_variable("gradient_norm", "float32")
+        self.telemetry["gradient_norm"] = self.gradient_norm
+        for name, value in (self.clipping.initial_state() if self.clipping else {}).items():
+            self.telemetry[name] = self._own_variable(name, "float32", value)
+        self._build_inner(variables)
+        # Past Keras's wrapper, which would create its two variables once more.
+        super(keras.optimizers.LossScaleOptimizer, self).build(variables)
+        if self._pending_variables is not None:
+            self._assign_pending()
+
+    def _build_inner(self, variables: Sequence[keras.Variable]) -> None:
+        if self.master_weights:
+            for variable in filter(needs_master, variables):
+                self._targets[self._var_key(variable)] = create_master(variable, self.add_variable)
+        targets = [self.target(variable) for variable in variables]
+        if self._targets:
+            exclude_alike(self.inner_optimizer, variables, targets)
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(targets)
+
+    def _own_variable(self, name: str, dtype: str, value: float = 0.0) -> keras.Variable:
+        initializer = keras.initializers.Constant(value)
+        return self.add_variable((), initializer, dtype, aggregation="none", name=name)
+
+    def _first_scale(self) -> float:
+        return 1.0 if self.initial_scale is None else self.initial_scale
+
+    def apply(
+        self,
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Updates the variables, or skips the step if a gradient is not finite.
+
+        Args:
+            grads: Gradients of the scaled loss; None where there is none. Sparse ones are welcome.
+            trainable_variables: The variables they belong to; by default all that the optimizer
+                was built with. Needed at the first call, which builds.
+
+        Raises:
+            ValueError: All gradients are None, or they do not match the variables.
+        """
+        gradients = [_tensor(gradient) for gradient in grads]
+        if not gradients:
+            return
+        if not self.built and trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            with keras.name_scope(self.name, caller=self):
+                self.build(trainable_variables)
+        step = Step(self, gradients, self._matching(gradients, trainable_variables))
+        backend = keras.backend.backend()
+        importlib.import_module(f"deepseek_hpf.optimizers.apply_{backend}").apply(step)
+
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`apply` as a function of values, which JAX needs.
+
+        Args:
+            optimizer_variables: Values of `self.variables`.
+            grads: Gradients of the scaled loss, one for each variable; None where there is none.
+            trainable_variables: Values of the variables the optimizer was built with.
+
+        Returns:
+            New values of the trainable variables, and of the optimizer's variables.
+        """
+        base = super(keras.optimizers.LossScaleOptimizer, self)
+        lengths = (len(self.variables), len(getattr(self, "_trainable_variables", ())))
+        agree = lengths == (len(optimizer_variables), len(trainable_variables))
+        if keras.backend.backend() == "tensorflow" or not self.built or not agree:
+            # Keras's own refusals.
+            return base.stateless_apply(optimizer_variables, grads, trainable_variables)
+        gradients = [_tensor(gradient) for gradient in grads]
+        step = Step(self, gradients, self._matching(gradients, None))
+        return apply_to_values(step, optimizer_variables, trainable_variables)
+
+    def _matching(
+        self, gradients: Sequence[Tensor | None], variables: Sequence[keras.Variable] | None
+    ) -> list[keras.Variable]:
+        """The variables that the gradients belong to; refuses as the base optimizer does."""
+        if variables is None and not self.built:
+            raise ValueError(
+                "When passing `grads` without `variables`, the optimizer must already be built on "
+                "a list of variables. Call `optimizer.build(trainable_variables)` first."
+            )
+        if variables is not None:
+            self._check_variables_are_known(variables)
+        known = self._trainable_variables if variables is None else list(variables)
+        if len(gradients) != len(known):
+            raise ValueError(
+                "The gradients must match the variables one to one. Received a list of "
+                f"{len(gradients)} gradients for {len(known)} trainable variables."
+            )
+        if all(gradient is None for gradient in gradients):
+            raise ValueError("No gradients provided for any variable.")
+        return known
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Sets the variables to their final values, e.g. their moving averages (`use_ema`)."""
+        targets = [self.target(variable) for variable in var_list]
+        self.inner_optimizer.finalize_variable_values(targets)
+        if self.inner_optimizer.use_ema:
+            for variable, target in zip(var_list, targets, strict=True):
+                if target is not variable:
+                    variable.assign(ops.cast(target, variable.dtype))
+
+    def load_own_variables(self, store: Store) -> None:
+        """Sets the state from a file, of this class or of Keras's wrapper.
+
+        Before `build`, the values are kept and set once the variables exist.
+        """
+        values = [np.asarray(store[str(i)]) for i in range(len(store.keys()))]
+        if not self.built:
+            vars(self)["_pending_variables"] = values
+            return
+        own, inner = self._variables, self.inner_optimizer.variables
+        keras_layout = own[:KERAS_OWN_VARIABLES] + inner
+        fitting = [layout for layout in (own + inner, keras_layout) if len(layout) == len(values)]
+        if not fitting:
+            super().load_own_variables(store)  # warns, and loads nothing
+            return
+        for variable, value in zip(fitting[0], values, strict=True):
+            variable.assign(value)
+        scale = bounded(self.dynamic_scale, self.scale_rules) if self.scales_loss else 1.0
+        self.dynamic_scale.assign(scale)
+
+    def _assign_pending(self) -> None:
+        values, self._pending_variables = self._pending_variables, None
+        with _outside_of_graphs():
+            self.load_own_variables({str(i): value for i, value in enumerate(values)})
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config: Keras's four keys, and those arguments that are not the default."""
+        config: dict[str, Any] = super().get_config()
+        defaults = ScaleRules.from_config(DEFAULTS)
+        for name in ("growth_factor", "backoff_factor", "min_scale", "max_scale", "hysteresis"):
+            if getattr(self.scale_rules, name) != getattr(defaults, name):
+                config[name] = getattr(self.scale_rules, name)
+        if self.clipping is not None:
+            config["clipping"] = self.clipping.get_config()
+        if self.master_weights:
+            config["master_weights"] = True
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "LossScaleOptimizer":
+        """Creates an optimizer from its config, of this class or of Keras's wrapper."""
+        # Keras's pops from the dict it is given.
+        return super().from_config(dict(config), custom_objects=custom_objects)
+
+
+def apply_to_values(
+    step: Step, optimizer_values: Sequence[Tensor], trainable_values: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs a step on values instead of variables.
+
+    Returns:
+        New values of the trainable variables, and of the optimizer's variables.
+    """
+    optimizer = step.optimizer
+    trainable = optimizer._trainable_variables
+    mapping = [
+        *zip(trainable, trainable_values, strict=True),
+        *zip(optimizer.variables, optimizer_values, strict=True),
+    ]
+
+    def values_after(run: Any, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            run(*arguments)
+        current = scope.get_current_value
+        return [current(v) for v in trainable], [current(v) for v in optimizer.variables]
+
+    with keras.StatelessScope(state_mapping=mapping):
+        statistics = step.measure()
+    return ops.cond(
+        statistics.finite,
+        lambda: values_after(step.take, statistics, step.update),
+        lambda: values_after(step.skip, statistics),
+    )
+
+
+def _tensor(gradient: Tensor | None) -> Tensor | None:
+    if gradient is None or ops.is_tensor(gradient) or hasattr(gradient, "indices"):
+        return gradient
+    return ops.convert_to_tensor(gradient)
+
+
+def _inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
+    inner = keras.optimizers.get(identifier)
+    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
+        raise ConfigError(
+            "Argument `inner_optimizer` must not scale the loss itself. Pass its own inner "
+            "optimizer, or use `wrap_optimizer`, which carries over its state. Received: "
+            f"inner_optimizer={inner!r} (of type {type(inner).__name__})"
+        )
+    return inner
+
+
+def _refuse_clipping_twice(
+    inner: keras.optimizers.Optimizer, rule: "clipping_rules.Clipping | None"
+) -> None:
+    names = ("clipnorm", "global_clipnorm", "clipvalue")
+    given = [name for name in names if getattr(inner, name, None) is not None]
+    if rule is not None and given:
+        raise ConfigError(
+            "The gradient would be clipped twice: by the wrapper and by its inner optimizer. Leave "
+            f"one of them out. Received: clipping={rule!r} and, on the `inner_optimizer`, "
+            f"{given[0]}={getattr(inner, given[0])!r}"
+        )
+
+
+def _python_number(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _outside_of_graphs() -> contextlib.AbstractContextManager[None]:
+    if keras.backend.backend() == "tensorflow":
+        module = importlib.import_module("deepseek_hpf.optimizers.apply_tensorflow")
+        return module.outside_of_graphs()
+    return contextlib.nullcontext()
