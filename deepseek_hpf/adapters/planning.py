@@ -112,42 +112,54 @@ class _Deciding:
         self._original = original
         self._resolution = resolution
         self._critical = critical_layers(model, walked)
-        self._own = own_policy(model, [w.layer for w in walked], original)
+        ordinary = [w.layer for w in walked if id(w.layer) not in self._critical]
+        self._own = own_policy(model, ordinary, original)
         self._at = {w.path: w for w in walked}
         self._after: dict[str | None, str] = {None: policy.name}
+        self._compute: dict[str | None, str] = {None: policy.compute_dtype}
         self._saved: dict[str | None, bool] = {None: True}
 
     def of(self, walked: WalkedLayer) -> Decision:
         """Decides on a layer; parents have to come before their children."""
-        layer = walked.layer
-        wanted, rule, reason = self._wanted(walked)
-        found = self._critical.get(id(layer)) if is_low(_compute_dtype(wanted)) else None
-        critical = found if rule is None else None
-        if critical is not None:
-            reason = critical.reason
-            if critical.treatment in ("float32", "back"):
-                wanted = "float32"
-        after = layer.dtype_policy.name
-        note = reason_to_leave(layer)
-        if note is None:
+        layer, critical, harmed, rule = walked.layer, None, False, None
+        after, reason = layer.dtype_policy.name, reason_to_leave(layer)
+        if reason is None:
+            wanted, rule, reason = self._wanted(walked)
             after, note = truthful_policy(layer, wanted)
-        if critical is not None and is_low(_compute_dtype(after)):
-            critical = without_float32(layer, critical)
-        self._after[walked.path] = after
-        parent = self._at[walked.parent].layer if walked.parent else self._model
-        saved = self._saved[walked.parent] and is_saved(parent, after, self._after[walked.parent])
-        self._saved[walked.path] = saved
+            found = self._critical.get(id(layer)) if is_low(_compute_dtype(after)) else None
+            harmed = found is not None and rule is not None
+            if found is not None and not harmed:
+                critical, after, note, reason = self._kept_from_harm(layer, found, after, note)
+            reason = f"{reason}; {note}" if note else reason
+            self._compute[walked.path] = _compute_dtype(after)
+        else:
+            self._compute[walked.path] = layer.compute_dtype
         row = OverrideRow(
             path=walked.path,
             class_name=walked.class_name,
             before=layer.dtype_policy.name,
             after=after,
             rule=rule,
-            reason=f"{reason}; {note}" if note else reason,
-            saved=saved,
+            reason=reason,
+            saved=self._note_saved(walked, after),
             result_dtype=self._result_dtype(walked, critical),
         )
-        return Decision(walked, row, critical, harmed=found is not None and critical is None)
+        return Decision(walked, row, critical, harmed)
+
+    def _kept_from_harm(
+        self, layer: keras.Layer, critical: Critical, after: str, note: str | None
+    ) -> tuple[Critical, str, str | None, str]:
+        if critical.treatment in ("float32", "back"):
+            after, note = truthful_policy(layer, "float32")
+        if is_low(_compute_dtype(after)):
+            critical = without_float32(layer, critical)
+        return critical, after, note, critical.reason
+
+    def _note_saved(self, walked: WalkedLayer, after: str) -> bool:
+        parent = self._at[walked.parent].layer if walked.parent else self._model
+        saved = self._saved[walked.parent] and is_saved(parent, after, self._after[walked.parent])
+        self._after[walked.path], self._saved[walked.path] = after, saved
+        return saved
 
     def _wanted(self, walked: WalkedLayer) -> tuple[str, int | None, str]:
         ruled = setting(self._resolution, walked, "policy")
@@ -163,7 +175,7 @@ class _Deciding:
         if critical is None or critical.treatment == "float32":
             return None
         if critical.treatment == "back":
-            return _compute_dtype(self._after[walked.parent])
+            return self._compute[walked.parent]
         return "float32"
 
     def of_model(self, decisions: list[Decision]) -> str | None:
@@ -181,11 +193,11 @@ def own_policy(model: keras.Model, layers: list[keras.Layer], original: Original
     """Name of the policy that a model was made under: layers with another one were given it.
 
     It is the model's own policy. Where that is float32 it may be so because Keras does not save the
-    policy of a functional model; what most layers have decides then.
+    policy of a functional model; what most layers have decides then, and not float32 in a tie.
 
     Args:
         model: The model.
-        layers: Its layers.
+        layers: Its layers; those that are in float32 by default left out.
         original: Tells what policy a layer was made with.
 
     Returns:
@@ -194,9 +206,11 @@ def own_policy(model: keras.Model, layers: list[keras.Layer], original: Original
     own = str(original(model).name)
     if own != "float32":
         return own
-    names = Counter(original(la).name for la in layers if not is_container(la))
+    counted = [x for x in layers if not is_container(x) and reason_to_leave(x) is None]
+    names = Counter(original(layer).name for layer in counted)
+    full = names.pop(own, 0)
     most = names.most_common(1)
-    return str(most[0][0]) if most and most[0][1] > names[own] else own
+    return str(most[0][0]) if most and most[0][1] >= full else own
 
 
 def is_container(layer: keras.Layer) -> bool:
