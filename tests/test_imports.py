@@ -29,6 +29,7 @@ ORDER: list[set[str]] = [
     {"adapters", "torch"},
     {"tuning", "profiler", "memory", "distributed", "data"},
     {"callbacks"},
+    {"demo"},
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
