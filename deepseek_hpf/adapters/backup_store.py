@@ -1,9 +1,9 @@
 """A directory of backups of which one is always whole, whatever moment the process dies at.
 
-A backup is a directory of two files: `state.npz`, the arrays (uncompressed, readable with `numpy.load`, formats
-that NumPy does not know as unsigned integers of their size), and `manifest.json`, all the rest with a digest of
-each array and of itself. It is written under a temporary name, forced to the disk and renamed; only then does the
-one before it go.
+A backup is a directory of two files: `state.npz`, the arrays (uncompressed, readable with
+`numpy.load`, formats that NumPy does not know as unsigned integers of their size), and
+`manifest.json`, all the rest with a digest of each array and of itself. It is written under a
+temporary name, forced to the disk and renamed; only then does the one before it go.
 """
 
 import contextlib
@@ -84,18 +84,21 @@ class BackupStore:
         text = os.fspath(directory) if directory else ""
         if not text:
             raise ConfigError(
-                f"Empty `backup_dir` argument passed. Give the path of a directory. Received: {directory!r}"
+                f"Empty `backup_dir` argument passed. Give the path of a directory. Received: "
+                f"{directory!r}"
             )
         if "://" in text:
             raise ConfigError(
-                "`backup_dir` must be on a mounted file system, where a directory can be renamed at once. "
+                "`backup_dir` must be on a mounted file system, where a directory can be renamed "
+                "at once. "
                 f"Received: backup_dir={text!r}"
             )
         self.directory = Path(text)
         self.keep = keep
         if self.directory.exists() and not self.directory.is_dir():
             raise ConfigError(
-                f"`backup_dir` must be a directory; there is a file of that name. Received: backup_dir={text!r}"
+                f"`backup_dir` must be a directory; there is a file of that name. Received: "
+                f"backup_dir={text!r}"
             )
 
     def clean(self) -> None:
@@ -132,8 +135,10 @@ class BackupStore:
         found = [name for name in KERAS_FILES if (self.directory / name).exists()]
         if found and not self.paths():
             raise ConfigError(
-                f"`backup_dir` holds a backup of keras.callbacks.BackupAndRestore ({found[0]}), which lacks the "
-                "random states, the step and the metrics. Resume it with Keras's callback, or give another "
+                f"`backup_dir` holds a backup of keras.callbacks.BackupAndRestore ({found[0]}), "
+                f"which lacks the "
+                "random states, the step and the metrics. Resume it with Keras's callback, or give "
+                "another "
                 f"directory. Received: backup_dir={str(self.directory)!r}"
             )
 
@@ -212,7 +217,7 @@ def _read_array(archive: zipfile.ZipFile, entry: Mapping[str, Any]) -> np.ndarra
 
 
 def _as_plain(array: np.ndarray) -> np.ndarray:
-    """Formats that NumPy cannot write by name (bfloat16, float8) as unsigned integers, bit for bit."""
+    """Formats that NumPy cannot write by name (bfloat16, float8) as unsigned integers."""
     if array.dtype.isbuiltin == 1:
         return array
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
@@ -237,7 +242,8 @@ def _read_manifest(file: Path) -> dict[str, Any]:
             raise ValueError("it is not a manifest of this package")
         if content.get("version") != VERSION:
             raise ValueError(
-                f"its version is {content.get('version')!r}, and this package reads version {VERSION}"
+                f"its version is {content.get('version')!r}, and this package reads version "
+                f"{VERSION}"
             )
         if content.pop("sha256", None) != _text_digest(content):
             raise ValueError("it does not agree with its digest")
@@ -250,7 +256,7 @@ def _text_digest(content: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _damage_as_config_error(file: Path) -> Iterator[None]:
-    """Whatever a damaged file raises, from a truncated archive to text that is no UTF-8, becomes one error."""
+    """Whatever a damaged file raises, truncated or no UTF-8, becomes one error."""
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile) as error:
@@ -262,7 +268,7 @@ def _damage_as_config_error(file: Path) -> Iterator[None]:
 
 
 def _sync_directory(path: Path) -> None:
-    """Forces the names in a directory to the disk; where a directory cannot be opened (Windows), there is no need."""
+    """Forces the names in a directory to the disk, where one can be opened (not on Windows)."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

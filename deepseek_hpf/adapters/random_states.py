@@ -1,8 +1,8 @@
 """States of the random generators that are global to the process: Python's, NumPy's and PyTorch's.
 
-Keras layers draw from seed generators of their own, which are variables. The global generators order the data:
-Keras shuffles arrays with NumPy's under JAX and with PyTorch's under PyTorch, and a `PyDataset` with Python's;
-a user's augmentation may draw from any.
+Keras layers draw from seed generators of their own, which are variables. The global generators
+order the data: Keras shuffles arrays with NumPy's under JAX and with PyTorch's under PyTorch, and a
+`PyDataset` with Python's; a user's augmentation may draw from any.
 """
 
 import random
@@ -19,8 +19,8 @@ def capture_random_states() -> RandomStates:
     """Reads the global generators.
 
     Returns:
-        JSON values only. PyTorch's generators are in it if PyTorch was already imported; NumPy's is None if a
-        program replaced the Mersenne Twister.
+        JSON values only. PyTorch's generators are in it if PyTorch was already imported; NumPy's is
+        None if a program replaced the Mersenne Twister.
     """
     version, words, gauss = random.getstate()
     states: RandomStates = {"python": [version, list(words), gauss], "numpy": _capture_numpy()}
@@ -35,7 +35,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     """Sets the global generators back.
 
     Args:
-        states: What `capture_random_states` returned. Generators that it does not hold are left as they are.
+        states: What `capture_random_states` returned. Generators that it does not hold are left as
+            they are.
     """
     if states.get("python") is not None:
         version, words, gauss = states["python"]

@@ -1,8 +1,9 @@
 """Everything that a training run consists of, enumerated, read and written back bit for bit.
 
-A run that continues with the same bits needs more than weights: the optimizer's slots, counters and loss
-scale, the masters it keeps, the state of every random seed, and, inside an epoch, what the metrics have summed
-up so far. All of it lives in Keras variables, and this module is the one place that lists them.
+A run that continues with the same bits needs more than weights: the optimizer's slots, counters and
+loss scale, the masters it keeps, the state of every random seed, and, inside an epoch, what the
+metrics have summed up so far. All of it lives in Keras variables, and this module is the one place
+that lists them.
 """
 
 import json
@@ -27,8 +28,8 @@ DIFFERENCES_SHOWN = 5
 class HasState(Protocol):
     """What else a run may consist of: a controller, a plan, a data source.
 
-    The state is a mapping of names to NumPy arrays or to JSON values (numbers, strings, booleans, None, lists and
-    mappings of them), whole at any time between two training steps.
+    The state is a mapping of names to NumPy arrays or to JSON values (numbers, strings, booleans,
+    None, lists and mappings of them), whole at any time between two training steps.
     """
 
     def get_state(self) -> Mapping[str, Any]:
@@ -77,13 +78,14 @@ class StateVariable:
 def training_variables(model: Any, *, metrics: bool) -> list[StateVariable]:
     """Lists the variables of a run, each once.
 
-    `"model"` holds trainable and other weights and the states of the seed generators that belong to layers;
-    `"optimizer"` all that the optimizer made, wrapper and inner optimizer alike; `"random"` the state of the seed
-    generator that `keras.random` falls back to, if it was ever used.
+    `"model"` holds trainable and other weights and the states of the seed generators that belong to
+    layers; `"optimizer"` all that the optimizer made, wrapper and inner optimizer alike; `"random"`
+    the state of the seed generator that `keras.random` falls back to, if it was ever used.
 
     Args:
         model: A built Keras model with a built optimizer, or with none.
-        metrics: Whether to list what the metrics have summed up as well: needed inside an epoch only.
+        metrics: Whether to list what the metrics have summed up as well: needed inside an epoch
+            only.
 
     Returns:
         The variables in the order of their sections.
@@ -99,8 +101,9 @@ def training_variables(model: Any, *, metrics: bool) -> list[StateVariable]:
     seen: set[int] = set()
     listed = []
     for section, variables in sections.items():
-        own = [v for v in variables if id(v) not in seen and not seen.add(id(v))]  # type: ignore[func-returns-value]
-        listed += [StateVariable(section, index, v) for index, v in enumerate(own)]
+        own = {id(v): v for v in variables if id(v) not in seen}
+        listed += [StateVariable(section, index, v) for index, v in enumerate(own.values())]
+        seen.update(own)
     return listed
 
 
@@ -111,10 +114,10 @@ def read_value(variable: Any) -> np.ndarray:
         variable: A Keras variable of any numeric dtype.
 
     Returns:
-        Its value as an array of the variable's own dtype: PyTorch hands bfloat16 over as float32, which the
-        conversion back undoes exactly.
+        Its value as an array of the variable's own dtype: PyTorch hands bfloat16 over as float32,
+        which the conversion back undoes exactly.
     """
-    value = np.asarray(keras.ops.convert_to_numpy(variable))
+    value = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
     return value.astype(numpy_dtype(str(variable.dtype)), copy=False)
 
 
@@ -130,8 +133,8 @@ def is_built(model: Any) -> bool:
 
 
 def has_built_metrics(model: Any) -> bool:
-    """Whether compiled metrics and losses have their variables: under TensorFlow the first step makes them."""
-    parts = (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None))
+    """Whether compiled metrics and losses have theirs: TensorFlow's first step makes them."""
+    parts = [getattr(model, name, None) for name in ("_compile_metrics", "_compile_loss")]
     return all(part is None or part.built for part in parts)
 
 
@@ -143,8 +146,8 @@ def ensure_global_seed_generator() -> None:
 def differences(expected: Sequence[Mapping[str, Any]], found: Sequence[StateVariable]) -> list[str]:
     """Says, variable by variable, where a backup and a model do not agree.
 
-    Numbers that Keras appends to names are left out of the comparison (`dense_1` is `dense` when a notebook makes
-    the model anew); order, shape and dtype are not.
+    Numbers that Keras appends to names are left out of the comparison (`dense_1` is `dense` when a
+    notebook makes the model anew); order, shape and dtype are not.
 
     Args:
         expected: Descriptions from the backup's manifest (`StateVariable.describe`).
@@ -190,7 +193,8 @@ def check_fit(
     shown = "\n  ".join(lines[:DIFFERENCES_SHOWN] + ([f"and {more} more"] if more > 0 else []))
     raise ConfigError(
         f"The backup does not fit this model and its optimizer; nothing was restored.\n  {shown}\n"
-        "Build and compile the model as in the interrupted run, or delete the backup to start anew. "
+        "Build and compile the model as in the interrupted run, or delete the backup to start "
+        "anew. "
         f"Received: backup={source!r}"
     )
 
@@ -211,7 +215,7 @@ def optimizer_description(optimizer: Any) -> dict[str, Any] | None:
 
 
 def _without_variables(value: Any) -> Any:
-    """Drops learning rates that are plain numbers (a variable holds them), names and registration details."""
+    """Drops learning rates that are plain numbers (a variable holds them), and names."""
     if isinstance(value, list):
         return [_without_variables(item) for item in value]
     if not isinstance(value, dict):
@@ -235,5 +239,13 @@ def _text(entry: Mapping[str, Any] | None) -> str:
 
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    same_name = AUTO_NUMBER.sub("", old["path"]) == AUTO_NUMBER.sub("", new["path"])
-    return same_name and old["shape"] == new["shape"] and old["dtype"] == new["dtype"]
+    if _name(old) != _name(new):
+        return False
+    return bool(old["shape"] == new["shape"] and old["dtype"] == new["dtype"])
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """The path without appended numbers; of an optimizer's variable only the end."""
+    # Built within the first step, an optimizer's variables carry the step's name scopes as well.
+    path = AUTO_NUMBER.sub("", entry["path"])
+    return path.rpartition("/")[2] if _section(entry["key"]) == "optimizer" else path
