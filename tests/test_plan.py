@@ -32,6 +32,7 @@ def test_equal_whatever_the_order_and_the_way_there(tmp_path):
         assert twin == plan
         assert hash(twin) == hash(plan)
         assert twin.digest() == plan.digest()
+    assert list(twins[0].to_dict()) == sorted(plan)  # files of equal plans are the same
     assert plan["größe/a"] == LOW
     assert len(plan) == 3
     assert plan != {"b": HIGH}

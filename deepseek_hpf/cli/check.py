@@ -1,7 +1,7 @@
 """`hpf check`: is a configuration file valid, and what do its rules hit?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,6 +43,7 @@ def check(
 
     config = PrecisionConfig.from_json(file)
     resolution = None if model is None else _resolve(config, model)
+    # Without markup: the brackets of a pattern are not a style.
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{shown_path(file)} is valid.", style="green", soft_wrap=True)
     for line in _settings_of(config):
@@ -106,7 +107,7 @@ def _table(
         cells = [str(index), _listed_keys(rule, SELECTORS), _listed_keys(rule, SETTINGS)]
         if resolution is not None:
             cells += _hits(resolution, index, every_path)
-        table.add_row(*(_plain(cell) for cell in cells))
+        table.add_row(*cells)
     return table
 
 
@@ -130,10 +131,3 @@ def _listed(paths: tuple[str, ...], every_path: bool) -> str:
     if every_path or len(paths) <= SHOWN_PATHS:
         return "\n".join(paths) or "no layer"
     return "\n".join([*paths[:SHOWN_PATHS], f"… and {len(paths) - SHOWN_PATHS} more"])
-
-
-def _plain(text: str) -> Any:
-    """Text as it is: in a cell, rich would take the brackets of a pattern for markup."""
-    from rich.text import Text
-
-    return Text(text)
