@@ -1,6 +1,8 @@
 """The picture of the two loss curves."""
 
 import io
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from deepseek_hpf.data.extras import import_extra
@@ -54,6 +56,8 @@ def loss_curves(
     _draw(axes, comparison.baseline, names[0], color=style.baseline, marker="o")
     _draw(axes, comparison.policy, names[1], color=style.policy, marker="s")
     _dress(axes, style)
+    if any(0 < loss < math.inf for loss in _losses(comparison)):
+        _make_logarithmic(axes)
     axes.set_title(
         f"ResNet-20 on {comparison.settings.dataset}", color=style.text, parse_math=False
     )
@@ -79,10 +83,6 @@ def _draw(axes: Any, run: RunResult, name: str, *, color: str, marker: str) -> N
 def _dress(axes: Any, style: Style) -> None:
     ticker = import_extra("matplotlib.ticker", "report")
     axes.set_facecolor(style.background)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("epoch", color=style.text)
     axes.set_ylabel("loss (cross entropy and weight decay, nats)", color=style.text)
@@ -91,3 +91,17 @@ def _dress(axes: Any, style: Style) -> None:
     for spine in axes.spines.values():
         spine.set_color(style.grid)
     axes.legend(facecolor=style.background, edgecolor=style.grid, labelcolor=style.text, fontsize=8)
+
+
+def _losses(comparison: Comparison) -> Iterator[float]:
+    for run in (comparison.baseline, comparison.policy):
+        for done in run.epochs:
+            yield from (done.loss, done.test_loss)
+
+
+def _make_logarithmic(axes: Any) -> None:
+    ticker = import_extra("matplotlib.ticker", "report")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())

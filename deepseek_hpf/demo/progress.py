@@ -60,7 +60,7 @@ class ProgressDisplay:
 
     def log(self, run: int, line: str) -> None:
         """Shows a line that a run logged."""
-        self._console.print(f"{self._names[run]}: {line}", markup=False)
+        self._console.print(f"{self._names[run]}: {line}", markup=False, highlight=False)
 
     def _begin(self, run: int, start: RunStart) -> None:
         self._names[run] = run_name(start, is_baseline=run == 0)
@@ -71,7 +71,9 @@ class ProgressDisplay:
             accuracy=NOT_KNOWN,
         )
         if run == 1:
-            self._console.print(f"{self._names[run]}: {start.reason}", markup=False)
+            self._console.print(
+                f"{self._names[run]}: {start.reason}", markup=False, highlight=False
+            )
 
     def _end_epoch(self, run: int, done: EpochDone) -> None:
         self._progress.update(self._tasks[run], accuracy=f"{done.test_accuracy:.2%}")
