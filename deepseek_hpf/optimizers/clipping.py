@@ -305,7 +305,7 @@ def from_config(
     if not isinstance(config, Mapping):
         raise ConfigTypeError(
             "Argument `clipping` must be a rule of `deepseek_hpf.clipping`, e.g. "
-            '`GlobalNorm(1.0)`, its dict, e.g. `{"kind": "global_norm", "max_norm": 1.0}`, or None. '
+            '`GlobalNorm(1.0)`, its dict, e.g. `{"kind": "value", "limit": 0.5}`, or None. '
             f"Received: clipping={config!r} (of type {type(config).__name__})"
         )
     arguments = dict(config)

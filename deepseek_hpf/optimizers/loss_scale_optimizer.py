@@ -1,4 +1,4 @@
-"""The optimizer wrapper: loss scaling, the guard against non-finite gradients, clipping, masters."""
+"""The optimizer wrapper: loss scaling, guard against non-finite gradients, clipping, masters."""
 
 import contextlib
 import importlib

@@ -17,7 +17,7 @@ from keras import ops
 
 Tensor = Any
 
-BITS = {"float16": "uint16", "bfloat16": "uint16"}
+BITS = {"float16": "int16", "bfloat16": "int16"}
 
 
 def needs_master(variable: keras.Variable) -> bool:

@@ -1,4 +1,4 @@
-"""How the loss scale moves: a pure function of the last state and of one bit, "were they finite"."""
+"""How the loss scale moves: a pure function of the last state and one bit, "were they finite"."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
