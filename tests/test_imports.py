@@ -11,8 +11,8 @@ pytestmark = pytest.mark.pure
 
 PACKAGE = Path(__file__).parents[1] / "deepseek_hpf"
 FRAMEWORKS = {"tensorflow", "jax", "torch"}
-# From the bottom to the top; modules of one row do not import each other. A sub-package is one entry, and
-# within itself free.
+# From the bottom to the top; modules of one row do not import each other. A sub-package is one
+# entry, and within itself free.
 ORDER: list[set[str]] = [
     {"errors"},
     {"lazy", "files"},
@@ -73,7 +73,8 @@ def backward_arrows(path: Path, imports: set[str]) -> list[str]:
 def test_imports_go_one_way(path):
     assert part_of(path) in LEVEL, f"{path.name} has no place in ORDER"
     names = {n for n in imported_modules(path) if n != "deepseek_hpf.lazy"}
-    # `from deepseek_hpf import x` yields the root as well as `deepseek_hpf.x`; only the root alone is wrong.
+    # `from deepseek_hpf import x` yields the root as well as `deepseek_hpf.x`; only the root alone
+    # is wrong.
     if any(n.startswith("deepseek_hpf.") and n.count(".") == 1 for n in names):
         names.discard("deepseek_hpf")
     assert backward_arrows(path, names) == []
