@@ -99,6 +99,16 @@ class Applied:
         _, original, ours = self._policies.get(id(layer), (layer, None, None))
         return original if ours is layer.dtype_policy else layer.dtype_policy
 
+    def layers_with_cast_results(self) -> list[keras.Layer]:
+        """The layers that compute low and whose results are cast to float32.
+
+        Returns:
+            The layers, in no particular order.
+        """
+        casting = {"result", "activation"}
+        hooked = [target for target, kind, _ in self._hooks.values() if kind[0] in casting]
+        return [target for target in hooked if isinstance(target, keras.Layer)]
+
     def _carry_out(self, policy: MixedPrecisionPolicy, log: UndoLog) -> OverrideReport:
         model = self._model
         found = draft(model, policy, self.original_policy)

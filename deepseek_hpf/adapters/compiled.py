@@ -1,5 +1,6 @@
 """The compiled functions of a model: making them anew, so that none runs a trace of before."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ def remake_compiled_functions(model: keras.Model, log: UndoLog) -> None:
     for name in _FUNCTIONS:
         present = getattr(model, name, None)
         if present is not None:
-            log.record(lambda n=name, f=present: setattr(model, n, f))
+            log.record(functools.partial(setattr, model, name, present))
             getattr(model, f"make_{name}")(force=True)
 
 

@@ -159,7 +159,7 @@ class _Deciding:
         parent = self._at[walked.parent].layer if walked.parent else self._model
         saved = self._saved[walked.parent] and is_saved(parent, after, self._after[walked.parent])
         self._after[walked.path], self._saved[walked.path] = after, saved
-        return saved
+        return saved and not is_container(walked.layer)
 
     def _wanted(self, walked: WalkedLayer) -> tuple[str, int | None, str]:
         ruled = setting(self._resolution, walked, "policy")

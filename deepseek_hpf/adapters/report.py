@@ -22,9 +22,9 @@ class OverrideRow:
         after: Name of its policy now.
         rule: Index of the rule that decided, from 0; None where a default did.
         reason: Why, in a few words.
-        saved: Whether a `.keras` file keeps `after`. Keras does not save the policies of the layers
-            that a composite layer or a subclassed model makes by itself; after loading,
-            `apply_policy` sets them again.
+        saved: Whether a `.keras` file keeps `after`. Keras does not save the policies of nested
+            models, nor those of the layers that a composite layer or a subclassed model makes by
+            itself; after loading, `apply_policy` sets them again.
         result_dtype: The dtype to which the layer's result is cast; None where it is left.
     """
 
