@@ -39,15 +39,13 @@ def apply(step: Step) -> None:
 
 
 def _branch(step: Step, statistics: Statistics, update: Any) -> None:
-    tf.cond(
-        statistics.finite,
-        lambda: _nothing(step.take(statistics, update)),
-        lambda: _nothing(step.skip(statistics)),
-    )
+    def take() -> None:
+        step.take(statistics, update)
 
+    def skip() -> None:
+        step.skip(statistics)
 
-def _nothing(_: None) -> tf.Tensor:
-    return tf.constant(0)
+    tf.cond(statistics.finite, take, skip)
 
 
 def _reduce_gradients(step: Step) -> None:

@@ -25,7 +25,7 @@ KERAS_OWN_VARIABLES = 4
 
 
 @keras.saving.register_keras_serializable(package="deepseek_hpf")
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Wraps an optimizer so that no non-finite gradient ever reaches a weight.
 
     Each step: reduce the gradients over the replicas, check and measure them in one pass; if one
@@ -89,6 +89,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         - [Mixed Precision Training](https://arxiv.org/abs/1710.03740)
     """
 
+    telemetry: dict[str, keras.Variable]
+    _targets: dict[Any, keras.Variable]
+    _pending_variables: list[Any] | None
+
     def __init__(
         self,
         inner_optimizer: "keras.optimizers.Optimizer | str | Mapping[str, Any]",
@@ -134,7 +138,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         self.master_weights = master_weights
         self.jit_compile_update: bool | None = None
         # In `__dict__` directly: TensorFlow would wrap and track a container set as an attribute.
-        vars(self).update(telemetry={}, _targets={}, _pending_variables=None)
+        self.__dict__.update(telemetry={}, _targets={}, _pending_variables=None)
 
     @property
     def scales_loss(self) -> bool:
@@ -245,7 +249,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         Returns:
             New values of the trainable variables, and of the optimizer's variables.
         """
-        base = super(keras.optimizers.LossScaleOptimizer, self)
+        base: Any = super(keras.optimizers.LossScaleOptimizer, self)
         lengths = (len(self.variables), len(getattr(self, "_trainable_variables", ())))
         agree = lengths == (len(optimizer_variables), len(trainable_variables))
         if keras.backend.backend() == "tensorflow" or not self.built or not agree:
@@ -292,7 +296,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         """
         values = [np.asarray(store[str(i)]) for i in range(len(store.keys()))]
         if not self.built:
-            vars(self)["_pending_variables"] = values
+            self.__dict__["_pending_variables"] = values
             return
         own, inner = self._variables, self.inner_optimizer.variables
         keras_layout = own[:KERAS_OWN_VARIABLES] + inner
@@ -306,9 +310,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):  # type: ignore[m
         self.dynamic_scale.assign(scale)
 
     def _assign_pending(self) -> None:
-        values, self._pending_variables = self._pending_variables, None
+        store = {str(i): value for i, value in enumerate(self._pending_variables or ())}
+        self._pending_variables = None
         with _outside_of_graphs():
-            self.load_own_variables({str(i): value for i, value in enumerate(values)})
+            self.load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config: Keras's four keys, and those arguments that are not the default."""

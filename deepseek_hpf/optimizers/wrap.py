@@ -74,7 +74,7 @@ def wrap_optimizer(
         if arguments["master_weights"] or getattr(optimizer, "master_weights", False):
             inner = _unbuilt_copy(inner)
         wrapped = LossScaleOptimizer(inner, **arguments)
-        vars(wrapped)["_origin"] = origin
+        wrapped.__dict__["_origin"] = origin
         if optimizer.built:
             wrapped.build(optimizer._trainable_variables)
             _carry_state(optimizer, wrapped)
