@@ -2,7 +2,16 @@
 
 
 class ConfigError(ValueError):
-    """A configuration, argument or file that cannot be used as it is."""
+    """A configuration, argument or file that cannot be used as it is.
+
+    Example:
+        >>> from deepseek_hpf import ConfigError, PrecisionConfig
+        >>> try:
+        ...     PrecisionConfig.from_dict({"polcy": "auto"})
+        ... except ConfigError as error:
+        ...     print("policy" in str(error))
+        True
+    """
 
 
 class ConfigTypeError(ConfigError, TypeError):
@@ -10,7 +19,13 @@ class ConfigTypeError(ConfigError, TypeError):
 
 
 class PrecisionError(RuntimeError):
-    """An operation that would have corrupted weights, state or numbers, refused."""
+    """An operation that would have corrupted weights, state or numbers, refused.
+
+    Example:
+        >>> from deepseek_hpf import PrecisionError
+        >>> issubclass(PrecisionError, RuntimeError)
+        True
+    """
 
 
 class MissingBackendError(ImportError):

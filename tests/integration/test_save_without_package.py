@@ -37,7 +37,7 @@ for file in sorted(folder.glob("*.keras")):
     np.save(folder / f"{file.stem}_loaded.npy", outputs)
     computing = [l for l in model._flatten_layers()
                  if not isinstance(l, keras.Model | keras.layers.InputLayer)]
-    layers = [(l.name, type(l.dtype_policy).__name__, l.compute_dtype, l.variable_dtype)
+    layers = [(type(l).__name__, type(l.dtype_policy).__name__, l.compute_dtype, l.variable_dtype)
               for l in computing]
     (folder / f"{file.stem}_loaded.json").write_text(json.dumps(layers))
 assert not any(name.partition(".")[0] == "deepseek_hpf" for name in sys.modules)
@@ -64,10 +64,16 @@ def described(model):
     """What the other process writes for every layer.
 
     Keras writes no policy for a model itself, as opposed to its layers, nor for an input layer;
-    neither computes anything.
+    neither computes anything. Names are left out: children of composite layers are numbered anew
+    by each process.
     """
     return [
-        [layer.name, type(layer.dtype_policy).__name__, layer.compute_dtype, layer.variable_dtype]
+        [
+            type(layer).__name__,
+            type(layer.dtype_policy).__name__,
+            layer.compute_dtype,
+            layer.variable_dtype,
+        ]
         for layer in model._flatten_layers()
         if not isinstance(layer, keras.Model | keras.layers.InputLayer)
     ]
