@@ -4,12 +4,22 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from deepseek_hpf.optimizers import compiled_update_tensorflow as compiled
 from deepseek_hpf.optimizers.clipping import Decision
 from deepseek_hpf.optimizers.finite import Statistics
 from deepseek_hpf.optimizers.step import Step, replaced
+
+# The class between Keras's optimizers and TensorFlow's additions for several replicas.
+_Base: Any = next(c for c in keras.Optimizer.__mro__ if c.__name__ == "BaseOptimizer")
+_WITHIN_A_REPLICA = (
+    "_apply_weight_decay",
+    "_backend_update_step",
+    "_backend_increment_gradient_accumulators",
+    "_overwrite_model_variables_with_average_value",
+)
 
 
 @contextlib.contextmanager
@@ -33,7 +43,8 @@ def apply(step: Step) -> None:
         return
     _reduce_gradients(step)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        _branch(step, step.measure(), lambda norm: _update_reduced(step, norm))
+        with _reduced(step):
+            _branch(step, step.measure(), step.update)
     else:
         _apply_on_replicas(step)
 
@@ -50,21 +61,36 @@ def _branch(step: Step, statistics: Statistics, update: Any) -> None:
 
 def _reduce_gradients(step: Step) -> None:
     """Sums each gradient over the replicas: an inf or NaN on any of them is one on all."""
-    present = [i for i, gradient in enumerate(step.gradients) if gradient is not None]
+    by_dtype: dict[str, list[int]] = {}
+    for i, gradient in enumerate(step.gradients):
+        if gradient is not None:
+            # TensorFlow packs what it reduces together, which takes one dtype.
+            by_dtype.setdefault(gradient.dtype.name, []).append(i)
     replica = tf.distribute.get_replica_context()
-    sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, [step.gradients[i] for i in present])
-    for i, total in zip(present, sums, strict=True):
-        step.gradients[i] = total
+    for indices in by_dtype.values():
+        given = [step.gradients[i] for i in indices]
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, given)
+        for i, total in zip(indices, sums, strict=True):
+            step.gradients[i] = total
 
 
-def _update_reduced(step: Step, norm: tf.Tensor) -> Decision:
-    """Updates with gradients that are summed already: the inner optimizer must not sum again."""
+@contextlib.contextmanager
+def _reduced(step: Step) -> Iterator[None]:
+    """For gradients that are summed already: the inner optimizer does not sum again.
+
+    Where it updates in a conditional of its own, it must not leave the replica either, which
+    TensorFlow refuses there: then each replica, all of which hold the same sums, updates its own
+    copy of the variables, as the methods of the base class do.
+    """
+    conditional = step.accumulation_steps or getattr(step.inner, "use_ema", False)
     with contextlib.ExitStack() as stack:
         for optimizer in (step.inner, *getattr(step.inner, "optimizers", ())):
-            stack.enter_context(
-                replaced(optimizer, "_all_reduce_sum_gradients", lambda pairs: list(pairs))
-            )
-        return step.update(norm)
+            methods: dict[str, Any] = {"_all_reduce_sum_gradients": list}
+            if conditional:
+                methods |= {n: getattr(_Base, n).__get__(optimizer) for n in _WITHIN_A_REPLICA}
+            for name, method in methods.items():
+                stack.enter_context(replaced(optimizer, name, method))
+        yield
 
 
 def _apply_on_replicas(step: Step) -> None:
@@ -83,9 +109,10 @@ def _apply_across_replicas(
     agreed = Statistics(tf.equal(overflow, 0), local(norm)[0])
 
     def update(norm: tf.Tensor) -> Decision:
-        decisions = strategy.extended.call_for_each_replica(
-            lambda replica_step: tuple(_update_reduced(replica_step, norm)), args=(steps,)
-        )
+        with _reduced(step):
+            decisions = strategy.extended.call_for_each_replica(
+                lambda replica_step: tuple(replica_step.update(norm)), args=(steps,)
+            )
         clipped, _, state = decisions
         first = {name: local(value)[0] for name, value in state.items()}
         return Decision(local(clipped)[0], 1.0, first)

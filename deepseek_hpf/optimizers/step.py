@@ -226,16 +226,32 @@ def dense(gradient: Tensor) -> Tensor:
     return ops.convert_to_tensor(gradient, sparse=False)
 
 
+class _Replacement:
+    """A method put in place of another, which knows what was there before."""
+
+    def __init__(self, method: Callable[..., Any], before: object):
+        self.method, self.before = method, before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def replaced(instance: object, name: str, method: Callable[..., Any] | None) -> Iterator[None]:
-    """Replaces a method of one instance for a while; with None, does nothing."""
+    """Replaces a method of one instance for a while; with None, does nothing.
+
+    Replicas are traced in turns, so that one may come here before another has left: what was
+    there before is what no replica has put there.
+    """
     if method is None:
         yield
         return
     # Around `__setattr__`, by which Keras and TensorFlow track what an optimizer holds.
-    own = vars(instance)
+    own = instance.__dict__
     before = own.get(name)
-    own[name] = method
+    if isinstance(before, _Replacement):
+        before = before.before
+    own[name] = _Replacement(method, before)
     try:
         yield
     finally:
