@@ -12,7 +12,7 @@ from deepseek_hpf.demo.plots import DARK, LIGHT, NARROW, loss_curves
 from deepseek_hpf.demo.records import EpochDone, RunSettings
 
 pytestmark = pytest.mark.pure
-VOID = {"meta", "img", "source", "br", "link"}
+VOID = {"meta", "img", "source", "br", "link", "wbr"}
 
 
 class Structure(HTMLParser):
