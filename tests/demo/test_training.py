@@ -21,7 +21,7 @@ def test_both_runs(cache_dir, tmp_path, global_dtype_policy):
     config.write_text(
         '{"policy": "mixed_bfloat16", "rules": [{"layers": "stem*", "policy": "float32"}]}'
     )
-    runs = {}
+    runs, first_losses = {}, []
     for policy, config_path in ((None, None), ("auto", str(config))):
         events, waits = [], []
         settings = RunSettings(policy=policy, config_path=config_path, cache_dir=cache_dir, **SMALL)
@@ -35,13 +35,15 @@ def test_both_runs(cache_dir, tmp_path, global_dtype_policy):
         assert np.isfinite([got.epochs[0].loss, got.epochs[0].test_loss]).all()
         assert 0 <= got.test_accuracy <= 1
         assert got.peak_memory > 50e6
+        first_losses.append(events[1].loss)
         runs[policy] = got
     assert runs[None].start.initial_weights == runs["auto"].start.initial_weights
     assert runs[None].start.policy_name == "float32"
     assert runs[None].skipped_steps is None
     assert runs["auto"].start.policy_name == "mixed_bfloat16"
     assert (runs["auto"].skipped_steps, runs["auto"].dynamic_scale) == (0, None)
-    assert runs[None].epochs[0].loss == pytest.approx(runs["auto"].epochs[0].loss, rel=0.1)
+    # The same weights on the same batch: bfloat16's resolution, 0.8 %, over twenty layers.
+    assert first_losses[0] == pytest.approx(first_losses[1], rel=0.05)
     assert keras.config.dtype_policy() == global_dtype_policy
 
 
