@@ -1,13 +1,14 @@
 """Gives a model the guarded, loss-scaling optimizer, and its compile configuration the same."""
 
 import contextlib
+import functools
 
 import keras
 
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
-from deepseek_hpf.optimizers.wrap import wrap_optimizer
+from deepseek_hpf.optimizers.wrap import unwrap_optimizer, wrap_optimizer
 
 
 def set_optimizer(
@@ -33,11 +34,28 @@ def set_optimizer(
     wrapped = wrap_optimizer(before, config, scales_loss=scales_loss)
     changed = wrapped is not before
     if changed:
-        log.set_property(model, "optimizer", wrapped)
+        _start_at_own_scale(before, wrapped)
+        model.optimizer = wrapped
+        log.record(functools.partial(_take_back, model, wrapped))
         # What is in here is what `model.save` writes.
         log.set_item(model._compile_config.config, "optimizer", wrapped)
     _build(model, wrapped)
     return changed, _line(wrapped)
+
+
+def _start_at_own_scale(before: keras.optimizers.Optimizer, wrapped: LossScaleOptimizer) -> None:
+    """The scale of a wrapper that Keras put around the optimizer and that has not moved is none."""
+    if not before.built or not wrapped.scales_loss or type(before) is LossScaleOptimizer:
+        return
+    if not isinstance(before, keras.optimizers.LossScaleOptimizer):
+        return
+    if int(before.step_counter) == 0 and float(before.dynamic_scale) == before.initial_scale:
+        wrapped.dynamic_scale.assign(wrapped.initial_scale)
+
+
+def _take_back(model: keras.Model, wrapped: LossScaleOptimizer) -> None:
+    if model.optimizer is wrapped:
+        model.optimizer = unwrap_optimizer(wrapped)
 
 
 def _build(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:

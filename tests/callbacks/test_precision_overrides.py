@@ -148,6 +148,8 @@ def test_fit_again_and_compile_again(caplog):
     model.fit(*rows(), verbose=0, callbacks=[overrides])
     assert isinstance(model.optimizer, LossScaleOptimizer)
     assert int(model.optimizer.iterations) == 1
+    # Keras wrapped the new optimizer itself, since the model is now in mixed_float16.
+    assert float(model.optimizer.dynamic_scale) == SCALE
 
 
 @pytest.mark.backend("tensorflow", "jax")
@@ -187,6 +189,11 @@ def test_scale_counter_and_slots_of_keras_are_carried_over():
         np.testing.assert_array_equal(np.array(found), slot)
     model.fit(*rows(), verbose=0, callbacks=[overrides])
     assert int(model.optimizer.iterations) == 2
+    overrides.report.revert()
+    assert type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+    assert model.optimizer.inner_optimizer is inner
+    assert int(model.optimizer.step_counter) == 2
+    model.fit(*rows(), verbose=0)
 
 
 def test_a_file_brings_the_state_back(tmp_path):
