@@ -9,7 +9,9 @@ import numpy as np
 
 from deepseek_hpf.adapters import training_state
 from deepseek_hpf.adapters.backup_store import Backup, BackupStore
+from deepseek_hpf.adapters.guard import skip_causes
 from deepseek_hpf.adapters.random_states import RandomStates, capture_random_states
+from deepseek_hpf.adapters.step_logs import PRECISION_LOGS
 from deepseek_hpf.adapters.training_state import HasState, StateVariable
 from deepseek_hpf.errors import ConfigError
 
@@ -180,6 +182,22 @@ def history_of(
         json.dumps({"epoch": epochs, "logs": lists}, default=_as_number)
     )
     return content
+
+
+def logs_of(model: Any) -> dict[str, Any]:
+    """What a training step would log now: results of the metrics, and the guard's figures.
+
+    Args:
+        model: The model in `fit`.
+
+    Returns:
+        Scalars by name.
+    """
+    logs: dict[str, Any] = model.get_metrics_result()
+    figures = [name for name in PRECISION_LOGS if hasattr(model.optimizer, name)]
+    if skip_causes(model) is None:
+        return logs
+    return {**{name: getattr(model.optimizer, name) for name in figures}, **logs}
 
 
 def changed_settings(backup: Backup, model: Any) -> list[str]:

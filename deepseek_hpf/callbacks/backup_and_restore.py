@@ -256,7 +256,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _restore_metrics(self, backup: Backup) -> None:
         run_backup.restore_metrics(backup, self.model)
         if self._run.replay is not None:
-            self._run.replay.logs = self.model.get_metrics_result()
+            self._run.replay.logs = run_backup.logs_of(self.model)
 
     def _continue_replay(self, replay: Replay, batch: int) -> None:
         replay.expect(batch)

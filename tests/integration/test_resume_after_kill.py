@@ -1,0 +1,98 @@
+"""A process killed with SIGKILL, while it saves included; another one ends with the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepseek_hpf.adapters import training_state
+
+SCRIPT = Path(__file__).with_name("resume_script.py")
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import resume_script
+
+        yield resume_script
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.fixture(scope="module")
+def reference(script):
+    return script.train()
+
+
+def run_and_kill(directory, moment, count):
+    """Runs the script until it waits at the moment, then kills it."""
+    command = [sys.executable, str(SCRIPT), str(directory), moment, str(count)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        line = process.stdout.readline()
+        if "waiting" not in line:
+            pytest.fail(f"The script did not come to wait:\n{process.communicate()[1]}")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def bits(model):
+    listed = training_state.training_variables(model, metrics=False)
+    values = [training_state.read_value(entry.variable) for entry in listed]
+    return [(v.shape, v.dtype.name, v.tobytes()) for v in values]
+
+
+def assert_same_end(resumed, reference):
+    assert bits(resumed) == bits(reference)
+    assert resumed.history.epoch == reference.history.epoch
+    assert resumed.history.history.keys() == reference.history.history.keys()
+    for name, values in reference.history.history.items():
+        np.testing.assert_array_equal(resumed.history.history[name], values, err_msg=name)
+
+
+def test_the_reference_run_skips_grows_and_learns(reference):
+    optimizer = reference.optimizer
+    assert int(optimizer.skipped_steps) > 0
+    assert 1.0 < float(optimizer.dynamic_scale) < 2.0**22
+    logs = reference.history.history
+    assert len(set(logs["dynamic_scale"])) > 1
+    assert logs["loss"][-1] < logs["loss"][0]
+
+
+def test_killed_during_a_save(script, reference, tmp_path):
+    run_and_kill(tmp_path, "rename", 8)
+    assert list(tmp_path.glob(".*-backup-*")), "nothing half-done was left behind"
+    assert list(tmp_path.glob("backup-*"))
+    epochs = []
+    watch = script.keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, _: epochs.append(e))
+    resumed = script.train(tmp_path, [watch], overrides_first=False)
+    assert 0 < epochs[0], "it started from scratch"
+    assert_same_end(resumed, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["step", "array", "fsync", "rename", "renamed", "remove"])
+def test_killed_at_any_moment(script, reference, tmp_path, moment):
+    most = {"step": 19, "array": 150, "fsync": 30, "rename": 14, "renamed": 14, "remove": 7}
+    count = random.randint(1, most[moment])
+    print(f"killed at {moment} {count}")
+    run_and_kill(tmp_path, moment, count)
+    assert_same_end(script.train(tmp_path), reference)
+
+
+@pytest.mark.slow
+def test_killed_twice(script, reference, tmp_path):
+    run_and_kill(tmp_path, "step", random.randint(4, 9))
+    run_and_kill(tmp_path, "array", random.randint(1, 40))
+    assert_same_end(script.train(tmp_path), reference)
