@@ -47,7 +47,8 @@ def digits(
         split: `"train"`, `"test"`, or None for both.
         batch_size: Images a batch; None for arrays.
         size: Side of the images in pixels, 8 (as they are) to 512 (bilinear).
-        seed: Of the order of training batches, which is a new one each epoch.
+        seed: Of the order of training batches, which is a new one each epoch. On TensorFlow the
+            global seed, `keras.utils.set_random_seed`, counts too, as always in tf.data.
         cache_dir: Folder for the dataset; by default that of the environment variable
             `DEEPSEEK_HPF_CACHE`, else `deepseek_hpf` in `XDG_CACHE_HOME` or `~/.cache`.
 

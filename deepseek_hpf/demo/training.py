@@ -88,6 +88,7 @@ def train(
         ConfigError: The settings name something that is not there, or that cannot be.
     """
     policy = _make_policy(settings)
+    keras.utils.set_random_seed(settings.seed)  # first: the order of tf.data depends on it too
     data = load_data(settings)
     keras.utils.set_random_seed(settings.seed)
     with policy.scope():
