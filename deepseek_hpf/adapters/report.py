@@ -77,6 +77,16 @@ class OverrideReport:
         warnings: What the user should know; also given as one Python warning.
         changed: Whether anything is other than before the call.
         is_complete: Whether every layer is built: one that is not may still make more.
+
+    Example:
+        >>> import keras
+        >>> from deepseek_hpf import apply_policy
+        >>> hidden, head = keras.layers.Dense(8, name="hidden"), keras.layers.Dense(2, name="head")
+        >>> report = apply_policy(
+        ...     keras.Sequential([keras.Input((4,)), hidden, head]), "mixed_bfloat16"
+        ... )
+        >>> report.changed, report.row("head").after, report.row("head").reason
+        (True, 'float32', "the model's output")
     """
 
     rows: list[OverrideRow]
