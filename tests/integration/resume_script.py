@@ -38,7 +38,7 @@ class Batches(keras.utils.PyDataset):
 
 def make_policy():
     # A scale that overflows at first and grows soon: skips, back-off and growth are all in the run.
-    scale = {"initial_scale": 2.0**22, "growth_steps": 3}
+    scale = {"initial_scale": 2.0**19, "growth_steps": 3}
     clipping = {"kind": "anomaly", "z": 3.0}
     config = {"policy": "mixed_float16", "loss_scale": scale, "clipping": clipping}
     return hpf.MixedPrecisionPolicy(config=hpf.PrecisionConfig.from_dict(config))

@@ -62,11 +62,10 @@ def assert_same_end(resumed, reference):
 
 
 def test_the_reference_run_skips_grows_and_learns(reference):
-    optimizer = reference.optimizer
-    assert int(optimizer.skipped_steps) > 0
-    assert 1.0 < float(optimizer.dynamic_scale) < 2.0**22
     logs = reference.history.history
-    assert len(set(logs["dynamic_scale"])) > 1
+    # Skips at first, and again later because the scale has grown in between.
+    assert 0 < logs["skipped_steps"][0] < logs["skipped_steps"][-1]
+    assert 1.0 < logs["dynamic_scale"][-1] < 2.0**19
     assert logs["loss"][-1] < logs["loss"][0]
 
 
