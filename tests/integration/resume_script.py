@@ -1,4 +1,4 @@
-"""A small run with everything that has to survive a kill; stops where it is told to and waits for one.
+"""A small run with everything that has to survive a kill; it stops where it is told to.
 
     python resume_script.py DIRECTORY MOMENT COUNT
 

@@ -76,7 +76,7 @@ def test_killed_during_a_save(script, reference, tmp_path):
     epochs = []
     watch = script.keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, _: epochs.append(e))
     resumed = script.train(tmp_path, [watch], overrides_first=False)
-    assert 0 < epochs[0], "it started from scratch"
+    assert epochs[0] > 0, "it started from scratch"
     assert_same_end(resumed, reference)
 
 
