@@ -56,7 +56,10 @@ def gradient_statistics(gradients: Sequence[Tensor], divisor: Tensor = 1.0) -> S
         return _representable(norm, divisor), ops.minimum(norm, FLOAT32_MAX)
 
     def from_second_pass() -> tuple[Tensor, Tensor]:
-        factor = DOWNSCALE[wide]
+        # XLA rewrites (g * c) * (g * c) as (g * g) * (c * c) where c is a constant, which would
+        # overflow again: this factor is known at run time only.
+        one, downscale = (ops.convert_to_tensor(c, wide) for c in (1.0, DOWNSCALE[wide]))
+        factor = ops.where(ops.isfinite(total), one, downscale)
         small = sum_of_squares([ops.multiply(ops.cast(g, wide), factor) for g in gradients], wide)
         norm = _norm(small, ops.multiply(ops.cast(divisor, wide), factor))
         finite = ops.logical_and(ops.isfinite(small), _representable(norm, divisor))
