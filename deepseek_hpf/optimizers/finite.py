@@ -76,6 +76,14 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return ops.all(ops.stack([ops.all(ops.isfinite(tensor)) for tensor in tensors]))
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """Returns the gradient as a plain tensor; rows that are given twice are added.
+
+    Each of two finite rows may fit, and their sum not: only the sum can be checked.
+    """
+    return _backend().dense(gradient)
+
+
 def widest(tensors: Sequence[Tensor]) -> str:
     """Returns the dtype in which to sum: `"float64"` if there is one, else `"float32"`."""
     dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
@@ -84,7 +92,7 @@ def widest(tensors: Sequence[Tensor]) -> str:
 
 def sum_of_squares(tensors: Sequence[Tensor], dtype: str) -> Tensor:
     """Returns the sum of the squares of all elements, as a scalar of `dtype`."""
-    return _backend_sums().sum_of_squares([ops.cast(tensor, dtype) for tensor in tensors])
+    return _backend().sum_of_squares([ops.cast(tensor, dtype) for tensor in tensors])
 
 
 def _norm(total: Tensor, divisor: Tensor) -> Tensor:
@@ -96,5 +104,5 @@ def _representable(norm: Tensor, divisor: Tensor) -> Tensor:
     return ops.logical_or(ops.isfinite(norm), ops.greater_equal(divisor, 1.0))
 
 
-def _backend_sums() -> ModuleType:
+def _backend() -> ModuleType:
     return importlib.import_module(f"deepseek_hpf.optimizers.finite_{keras.backend.backend()}")

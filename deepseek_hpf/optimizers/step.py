@@ -60,7 +60,7 @@ class Step:
         if self.accumulation_steps:
             statistics = finite.gradient_statistics(self._accumulated(), self.accumulation_steps)
         else:
-            gradients = [dense(self.gradients[i]) for i in self._trained]
+            gradients = [finite.dense(self.gradients[i]) for i in self._trained]
             statistics = finite.gradient_statistics(gradients, self._divisor())
         flags = [statistics.finite, *self._other_checks()]
         return Statistics(ops.all(ops.stack(flags)), statistics.norm)
@@ -157,7 +157,7 @@ class Step:
             decision = rule.decide((), (), norm, state)
             divisor = ops.multiply(decision.divisor, self._divisor())
             return rule.apply(gradients, divisor), decision, None
-        unscaled = [dense(gradient) for gradient in self._unscaled()]
+        unscaled = [finite.dense(gradient) for gradient in self._unscaled()]
         decision = rule.decide(unscaled, weights, norm, state)
         return rule.apply(unscaled, decision.divisor), decision, None
 
@@ -169,7 +169,7 @@ class Step:
         if self.accumulation_steps:
             dtypes = [self.targets[i].dtype for i in self._trained]
             pairs = zip(gradients, dtypes, strict=True)
-            gradients = [ops.cast(dense(gradient), dtype) for gradient, dtype in pairs]
+            gradients = [ops.cast(finite.dense(gradient), dtype) for gradient, dtype in pairs]
         return gradients
 
     def _accumulated(self) -> list[Tensor]:
@@ -204,7 +204,7 @@ class Step:
             gradient = self.gradients[i]
             if self._may_leave_float16(gradient, self.targets[i]):
                 limit = ops.multiply(self._divisor(), FLOAT16_MAX)
-                magnitude = ops.cast(ops.abs(dense(gradient)), "float32")
+                magnitude = ops.cast(ops.abs(finite.dense(gradient)), "float32")
                 checks.append(ops.all(ops.less_equal(magnitude, limit)))
         return checks
 
@@ -219,11 +219,6 @@ class Step:
 def overwrites(variable: keras.Variable) -> bool:
     """Returns whether the variable takes its gradient as its value (float8 layers)."""
     return bool(getattr(variable, "overwrite_with_gradient", False))
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """Returns the gradient as a plain tensor; rows that are given twice are added."""
-    return ops.convert_to_tensor(gradient, sparse=False)
 
 
 class _Replacement:
