@@ -1,13 +1,13 @@
 """The guard around a model's training step: a skipped step leaves nothing behind.
 
-The optimizer keeps weights and slots out of a skipped step. But before it skips, the forward pass has
-moved statistics, the states of stateful RNNs and random seeds, and the metrics have counted a loss
-that may be NaN. The guard wraps `train_step` of the one model it is given, and puts all of that back
-inside the compiled step. On a step that is not skipped it costs a comparison; reading the state before
-the step copies nothing that is not written.
+The optimizer keeps weights and slots out of a skipped step. But before it skips, the forward pass
+has moved statistics, the states of stateful RNNs and random seeds, and the metrics have counted a
+loss that may be NaN. The guard wraps `train_step` of the one model it is given, and puts all of
+that back inside the compiled step. A step that is not skipped costs a comparison and, of the state
+that the forward pass writes, a copy.
 
-NaN in a batch makes the gradients non-finite at any scale. The optimizer cannot know that and backs off
-as from an overflow: at most to `min_scale`, from where it grows again.
+NaN in a batch makes the gradients non-finite at any scale. The optimizer cannot know that and backs
+off as from an overflow: at most to `min_scale`, from where it grows again.
 """
 
 import functools
@@ -42,9 +42,9 @@ def install_guard(model: keras.Model) -> Callable[[], None]:
     out, and an epoch whose every step was skipped logs NaN for loss and metrics. Evaluation
     is not touched. `train_on_batch` returns the figures with `return_dict=True` only.
 
-    With another optimizer the step is what it was. Whatever `train_step` the model has is wrapped, one
-    of a subclass included; what such a step logs that is no metric's result is left as it is. Several calls
-    install one guard.
+    With another optimizer the step is what it was. Whatever `train_step` the model has is wrapped,
+    one of a subclass included; what such a step logs that is no metric's result is left as it is.
+    Several calls install one guard.
 
     Args:
         model: A model, compiled or not, built or not. It may be compiled again later.
@@ -139,9 +139,7 @@ class _StatefulGuard:
             self._retrace_if_grown(len(state), len(metrics))
         if not isinstance(logs, dict):
             return logs
-        return with_precision(
-            {**logs, **logs_now}, dict(zip(PRECISION_LOGS, figures, strict=True))
-        )
+        return with_precision({**logs, **logs_now}, dict(zip(PRECISION_LOGS, figures, strict=True)))
 
     def _undo(
         self,
@@ -247,7 +245,7 @@ def _tensors(logs: Any) -> dict[str, Any]:
 
 
 def _host(variable: Any) -> Any:
-    return ops.convert_to_numpy(variable.value)
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
 
 def _replace(model: keras.Model, name: str, value: Any) -> Callable[[], None]:

@@ -67,7 +67,8 @@ def current_value(model: keras.Model, variable: Any) -> Any:
     Returns:
         A JAX array.
     """
-    return _held_by_fit(model).get(id(variable), variable.value)
+    value = _held_by_fit(model).get(id(variable))
+    return variable.value if value is None else value
 
 
 def expose(model: keras.Model, variables: list[Any]) -> None:

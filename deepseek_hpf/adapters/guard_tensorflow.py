@@ -1,4 +1,4 @@
-"""Reading and putting back variables on TensorFlow: in a graph, under XLA, eagerly, on each replica."""
+"""Reading and putting back variables on TensorFlow: graph, XLA or eager, on each replica."""
 
 import logging
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read(variables: list[Any]) -> list[tf.Tensor]:
-    """Reads variables now: a later write leaves what was read as it is, since writes copy a buffer in use.
+    """Reads variables now; a later write leaves what was read as it is, in a buffer of its own.
 
     Args:
         variables: Keras variables.
@@ -51,7 +51,7 @@ def when(condition: Any, on_true: Callable[[], Any], on_false: Callable[[], Any]
 
 
 def build(model: keras.Model, data: Any) -> bool:
-    """Builds model, metrics and optimizer as Keras does on its other back ends, before the first step.
+    """Builds model, metrics and optimizer before the first step, as Keras does elsewhere.
 
     TensorFlow builds them inside the first step, where the state before it can no longer be read.
 

@@ -60,7 +60,7 @@ def scope(model: keras.Model) -> Any:
 
 
 def buffers(model: keras.Model) -> list[Any]:
-    """Lists the buffers of wrapped PyTorch modules, e.g. the statistics of `torch.nn.BatchNorm1d`."""
+    """Lists the buffers of wrapped PyTorch modules, e.g. statistics of `torch.nn.BatchNorm1d`."""
     return list(model.buffers())
 
 

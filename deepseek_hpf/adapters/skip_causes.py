@@ -14,8 +14,9 @@ FLOOR_RUN = 10
 class SkipCauses(keras.metrics.Metric):
     """Counts the causes of skipped steps.
 
-    A metric, because a metric's variables are what `fit` carries through a compiled step on every back
-    end, and what each replica may write on its own. It shows nothing in logs and no reset clears it.
+    A metric, because a metric's variables are what `fit` carries through a compiled step on every
+    back end, and what each replica may write on its own. It shows nothing in logs, and no reset
+    clears it.
 
     Its variables are float32 scalars, in steps (times replicas, for those that saw the cause):
 
@@ -49,8 +50,8 @@ def find_causes(
 
     NaN or inf in the data makes every gradient non-finite at any scale, so it is looked for first.
     Where the data is finite, a loss that is not has overflowed in the forward pass or is undefined;
-    the scale multiplies the loss only afterwards and is no remedy either. What is left is an overflow
-    of the scaled gradients, which backing off does remedy, until the floor is reached.
+    the scale multiplies the loss only afterwards and is no remedy either. What is left is an
+    overflow of the scaled gradients, which backing off does remedy, until the floor is reached.
 
     Args:
         data: The batch: a structure of tensors, with None where there is none.
@@ -59,7 +60,7 @@ def find_causes(
         floor_run: Scalar, skips in a row with the scale on the floor.
 
     Returns:
-        Increments, float32 scalars, in the order of `SkipCauses.variables`; one of them at most is 1.
+        Increments, float32 scalars, in the order of `SkipCauses.variables`; at most one is 1.
     """
     bad_inputs = ops.logical_not(_all_finite(keras.tree.flatten(data)))
     was_finite = _all_finite(metrics_before)

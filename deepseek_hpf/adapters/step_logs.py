@@ -67,9 +67,9 @@ def epoch_logs(model: keras.Model, logs: dict[str, Any], state: list[Any]) -> di
     """Returns the logs of an epoch whose last step was skipped: NaN if no step of it was applied.
 
     Keras's metrics are 0.0 before their first update, and a loss of 0.0 is the best there is for
-    whoever compares. NaN is not a value that is less than another, except where nothing was seen
-    before: Keras's callbacks take their first value whatever it is, and NaN then stays the best for ever.
-    So the callbacks of the running `fit` that compare are given the worst value to begin with.
+    whoever compares. NaN is less than nothing; but Keras's callbacks take their first value
+    whatever it is, and NaN would stay the best for ever. So the callbacks of the running `fit` that
+    compare, and have seen nothing yet, are given the worst value to begin with.
 
     Args:
         model: The model being trained.
@@ -94,7 +94,7 @@ def _all_zero(values: list[Any]) -> Any:
 
 
 def _running_callbacks(model: keras.Model) -> list[Any]:
-    """Finds the comparing callbacks of the `fit` that is being executed; Keras keeps them nowhere else."""
+    """Finds the comparing callbacks of the running `fit`: only its own frame holds them."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         callbacks = frame.f_locals.get("callbacks")
