@@ -153,7 +153,7 @@ def test_refusals():
     assert clipping.from_config(None) is None
     with pytest.raises(ConfigError, match="kind='norm'"):
         clipping.from_config({"kind": "norm"})
-    with pytest.raises(ConfigTypeError, match="clipping=1.0"):
+    with pytest.raises(ConfigTypeError, match="float"):
         clipping.from_config(1.0)
     with pytest.raises(ConfigTypeError, match="arguments of Value"):
         clipping.from_config({"kind": "value", "max_norm": 1})
