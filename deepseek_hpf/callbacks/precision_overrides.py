@@ -7,6 +7,7 @@ import keras
 
 from deepseek_hpf.adapters.apply import apply_policy, as_policy
 from deepseek_hpf.adapters.report import OverrideReport
+from deepseek_hpf.adapters.training_watch import TrainingWatch
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
@@ -18,9 +19,10 @@ class PrecisionOverrides(keras.callbacks.Callback):
 
     It calls `apply_policy` when `fit` hands it the model: before the training step is compiled, and
     before any callback restores a state, whatever the order of the callbacks. A model that is
-    fitted again, or compiled again and fitted, is treated again where that is needed. The report is
-    logged once, at INFO. After training the model stays as it is; `report.revert()` takes
-    everything back.
+    fitted again, or compiled again and fitted, is treated again where that is needed. Skipped steps
+    that are no overflow (bad data, a loss that is not finite, the scale on its floor) are warned of
+    once each. The report is logged once, at INFO. After training the model stays as it is;
+    `report.revert()` takes everything back.
 
     Args:
         policy: A `MixedPrecisionPolicy`, the name of a policy, a plain `keras.DTypePolicy`, or a
@@ -50,6 +52,7 @@ class PrecisionOverrides(keras.callbacks.Callback):
         super().__init__()
         self.policy = as_policy(policy)
         self.report: OverrideReport | None = None
+        self._watch: TrainingWatch | None = None
         self._is_logged = False
 
     def set_model(self, model: keras.Model) -> None:
@@ -60,14 +63,23 @@ class PrecisionOverrides(keras.callbacks.Callback):
         """
         super().set_model(model)
         self.report = apply_policy(model, self.policy)
+        if self._watch is None or self._watch.model is not model:
+            self._watch = TrainingWatch(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Logs the report, unless the model is built by its first step and has not all its rows."""
         if self.report is not None and self.report.is_complete:
             self._log()
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keeps the optimizer's figures readable, and looks at the causes of skips now and then."""
+        if self._watch is not None:
+            self._watch.on_batch_begin()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Logs the report of a model that its first step has built."""
+        """Warns of skips that are no overflow; logs the report of a model just built."""
+        if self._watch is not None:
+            self._watch.on_epoch_end()
         self._log()
 
     def _log(self) -> None:
