@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from steps import bits, compiled_apply, number, numbers, tensors, variables
 
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
-from steps import bits, compiled_apply, number, numbers, tensors, variables
 
 
 def mastered(inner, **arguments):
@@ -78,7 +78,9 @@ def test_fit_in_pure_bfloat16_follows_float32():
     x = random.normal(size=(64, 4)).astype("float32")
     y = x @ random.normal(size=(4, 1)).astype("float32")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, dtype="bfloat16")])
-    optimizer = mastered(keras.optimizers.Adam(1e-2), clipping={"kind": "global_norm", "max_norm": 9})
+    optimizer = mastered(
+        keras.optimizers.Adam(1e-2), clipping={"kind": "global_norm", "max_norm": 9}
+    )
     model.compile(optimizer, "mse")
     history = model.fit(x, y, batch_size=16, epochs=6, verbose=0, shuffle=False)
     assert history.history["loss"][-1] < history.history["loss"][0]

@@ -6,10 +6,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+from steps import bits, number
 
 from deepseek_hpf.optimizers import clipping
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
-from steps import bits, number
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -36,9 +36,11 @@ def rich():
 
 LOAD = """
 import sys, keras
+from deepseek_hpf import LossScaleOptimizer
 model = keras.models.load_model(sys.argv[1])
-print(type(model.optimizer).__name__, model.optimizer.clipping, model.optimizer.scale_rules.min_scale)
-print(float(model.optimizer.dynamic_scale), int(model.optimizer.skipped_steps))
+optimizer = model.optimizer
+print(type(optimizer).__name__, optimizer.clipping, optimizer.scale_rules.min_scale)
+print(float(optimizer.dynamic_scale), int(optimizer.skipped_steps))
 """
 
 
@@ -53,7 +55,7 @@ def test_a_saved_model_comes_back_with_everything(tmp_path):
         one.fit(X, Y, batch_size=4, verbose=0, shuffle=False)
     assert bits(loaded.weights) == bits(model.weights)
     assert bits(loaded.optimizer.variables) == bits(model.optimizer.variables)
-    # Keras imports the module that the file names.
+    # In a process of its own: Keras finds the class once it is imported.
     command = [sys.executable, "-c", LOAD, str(tmp_path / "model.keras")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == [

@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from steps import bits, compiled_apply, number, numbers, tensors, variables
 
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.optimizers import clipping
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from deepseek_hpf.optimizers.wrap import unwrap_optimizer, wrap_optimizer
-from steps import bits, compiled_apply, number, numbers, tensors, variables
 
 KerasWrapper = keras.optimizers.LossScaleOptimizer
 DEFAULT = PrecisionConfig()
