@@ -19,11 +19,11 @@ APPLICATIONS = [
 
 
 def digits(rows, size):
-    """Real images: scikit-learn's digits, 8 pixels upscaled, in three channels from 0 to 255."""
+    """Real images: scikit-learn's digits, 8 pixels upscaled, in three channels from 0 to 16."""
     loaded = pytest.importorskip("sklearn.datasets").load_digits()
     chosen = np.random.default_rng().choice(len(loaded.target), rows, replace=False)
     images = np.repeat(np.repeat(loaded.images[chosen], size // 8, 1), size // 8, 2)
-    return np.repeat(images[..., None], 3, -1).astype("float32") * 16, loaded.target[chosen]
+    return np.repeat(images[..., None], 3, -1).astype("float32"), loaded.target[chosen]
 
 
 def small_resnet(size):
@@ -88,7 +88,8 @@ def transformer(size, vocabulary=17):
 
 def train(model, policy, x, y, *, from_logits=False):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
-    model.compile(keras.optimizers.SGD(1e-3), loss, jit_compile=False)
+    # Adam: at two images a batch the gradients of a deep network explode, in float32 as well.
+    model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=False)
     overrides = PrecisionOverrides(policy)
     half = len(x) // 2
     history = model.fit(x, y, batch_size=half, epochs=1, verbose=0, callbacks=[overrides]).history
@@ -131,8 +132,8 @@ def test_a_transformer(policy):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_keras_applications(name, policy):
-    if policy == "float32" and keras.backend.backend() != "tensorflow":
-        pytest.skip("nothing to compare with the other back end: one run in float32 is enough")
+    if policy != "mixed_bfloat16" and keras.backend.backend() != "tensorflow":
+        pytest.skip("minutes each: one policy on the other back ends")
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=(32, 32, 3), classes=10)
     train(model, policy, *digits(4, 32))
