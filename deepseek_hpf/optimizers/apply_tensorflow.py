@@ -22,6 +22,11 @@ _WITHIN_A_REPLICA = (
 )
 
 
+def is_tracing() -> bool:
+    """Returns whether a graph is being made."""
+    return bool(tf.inside_function())
+
+
 @contextlib.contextmanager
 def outside_of_graphs() -> Iterator[None]:
     """Runs eagerly what is inside, in the midst of a trace too."""

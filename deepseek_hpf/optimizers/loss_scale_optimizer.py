@@ -192,8 +192,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def _build_inner(self, variables: Sequence[keras.Variable]) -> None:
         if self.master_weights:
+            tracing = _is_tracing()
             for variable in filter(needs_master, variables):
-                self._targets[self._var_key(variable)] = create_master(variable, self.add_variable)
+                master = create_master(variable, self.add_variable, tracing=tracing)
+                self._targets[self._var_key(variable)] = master
         targets = [self.target(variable) for variable in variables]
         if self._targets:
             exclude_alike(self.inner_optimizer, variables, targets)
@@ -401,8 +403,18 @@ def _python_number(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _tensorflow() -> Any:
+    """What only TensorFlow needs; None on the other back ends."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    return importlib.import_module("deepseek_hpf.optimizers.apply_tensorflow")
+
+
 def _outside_of_graphs() -> contextlib.AbstractContextManager[None]:
-    if keras.backend.backend() == "tensorflow":
-        module = importlib.import_module("deepseek_hpf.optimizers.apply_tensorflow")
-        return module.outside_of_graphs()
-    return contextlib.nullcontext()
+    module = _tensorflow()
+    return module.outside_of_graphs() if module else contextlib.nullcontext()
+
+
+def _is_tracing() -> bool:
+    module = _tensorflow()
+    return bool(module and module.is_tracing())

@@ -31,21 +31,28 @@ def needs_master(variable: keras.Variable) -> bool:
 
 
 def create_master(
-    variable: keras.Variable, add_variable: Callable[..., keras.Variable]
+    variable: keras.Variable, add_variable: Callable[..., keras.Variable], *, tracing: bool
 ) -> keras.Variable:
     """Creates the float32 master of a variable.
 
     Args:
         variable: A float16 or bfloat16 variable.
         add_variable: The optimizer's `add_variable`, so that the master is among its variables.
+        tracing: Whether this happens within a graph, where a value cannot be read: then the master
+            starts at zero, and takes the variable's value at the first step, as after any
+            assignment from outside.
 
     Returns:
         The master. It holds the variable's value and carries its constraint.
     """
+
+    def value(shape: Sequence[int], dtype: Any = None) -> Tensor:
+        return ops.cast(ops.convert_to_tensor(variable), dtype)
+
     master = add_variable(
         shape=variable.shape,
         dtype="float32",
-        initializer=lambda shape, dtype=None: ops.cast(ops.convert_to_tensor(variable), dtype),
+        initializer="zeros" if tracing else value,
         layout=getattr(variable, "_layout", None),
         name=f"{variable.path.replace('/', '_')}_master",
     )
