@@ -87,7 +87,7 @@ def wait_at(moment, count):
 
     Store, Path = backup_store.BackupStore, backup_store.Path
     if moment == "step":
-        stop = before(lambda *_: None)
+        stop = before(lambda batch, logs: None)
         return [keras.callbacks.LambdaCallback(on_train_batch_end=stop)]
     if moment == "array":  # half of the arrays are in the file
         backup_store.np.lib.format.write_array = before(np.lib.format.write_array)
