@@ -119,7 +119,7 @@ class _StatefulGuard:
             return self.step(data)
         built = self.backend.build(self.model, data)
         state, metrics = self._variables()
-        before = self.backend.read(state), self.backend.read(metrics)
+        before = self.backend.read(state), self.backend.read(metrics), self.backend.random_state()
         skips_before = self.backend.read([optimizer.skipped_steps])[0] if optimizer.built else 0
         logs = self.step(data)
         skips, floor_run, *figures = self.backend.read(
@@ -147,7 +147,7 @@ class _StatefulGuard:
         own: dict[str, Any],
         state: list[Any],
         metrics: list[Any],
-        before: tuple[list[Any], list[Any]],
+        before: tuple[list[Any], list[Any], Any],
         floor_run: Any,
     ) -> dict[str, Any]:
         after = self.backend.read(metrics)
@@ -159,6 +159,7 @@ class _StatefulGuard:
         )
         self.backend.write(state, before[0])
         self.backend.write(metrics, before[1])
+        self.backend.set_random_state(before[2])
         return merged(own, self.model.get_metrics_result(), before[1])
 
     def _variables(self) -> tuple[list[Any], list[Any]]:

@@ -80,6 +80,14 @@ def buffers(model: keras.Model) -> list[Any]:
     return []
 
 
+def random_state() -> None:
+    """Returns nothing: on TensorFlow Keras draws from seed generators only."""
+
+
+def set_random_state(states: None) -> None:
+    """Does nothing."""
+
+
 def _on_this_replica(variable: Any) -> tf.Variable:
     value = variable.value
     context = tf.distribute.get_replica_context()

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import torch
 
+_Wrapper = keras.layers.TorchModuleWrapper
+
 
 def read(variables: list[Any]) -> list[torch.Tensor]:
     """Copies the values of variables, which are changed in place.
@@ -61,7 +63,31 @@ def scope(model: keras.Model) -> Any:
 
 def buffers(model: keras.Model) -> list[Any]:
     """Lists the buffers of wrapped PyTorch modules, e.g. statistics of `torch.nn.BatchNorm1d`."""
-    return list(model.buffers())
+    wrapped = (layer for layer in model._flatten_layers() if isinstance(layer, _Wrapper))
+    return [buffer for layer in wrapped for buffer in layer.module.buffers()]
+
+
+def random_state() -> list[torch.Tensor]:
+    """Copies the states of PyTorch's own generators, from which Keras draws where no seed is given.
+
+    Returns:
+        The state of the CPU's generator, and of the current GPU's if GPUs are in use.
+    """
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+def set_random_state(states: list[torch.Tensor]) -> None:
+    """Sets the generators back.
+
+    Args:
+        states: What `random_state` returned.
+    """
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
 
 
 def _tensor(variable: Any) -> torch.Tensor:

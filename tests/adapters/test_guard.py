@@ -44,7 +44,7 @@ def create_model(built=True, optimizer=None, **compile_arguments):
         keras.layers.BatchNormalization(name="norm"),
         keras.layers.Dropout(0.3),
         Counter(name="counter"),
-        # A stateful RNN does not train on PyTorch at all, and on JAX `fit` does not keep its states.
+        # A stateful RNN does not train on PyTorch, and on JAX `fit` does not keep its states.
         keras.layers.GRU(3, stateful=BACKEND == "tensorflow", dropout=0.2, name="gru"),
         keras.layers.Dense(2, name="head"),
     ]
@@ -79,6 +79,7 @@ def bad_batch(x):
 
 def fit(model, x, y, **kwargs):
     kwargs = {"batch_size": BATCH, "shuffle": False, "verbose": 0, **kwargs}
+    keras.utils.set_random_seed(13)  # on PyTorch, Dropout draws from the generator of the process
     return model.fit(x, y, **kwargs).history
 
 
@@ -89,7 +90,8 @@ def everything(model):
 
 
 def assert_same_bits(one, other):
-    assert one.keys() != {} and len(one) == len(other)
+    assert one
+    assert len(one) == len(other)
     for (name, a), b in zip(one.items(), other.values(), strict=True):
         assert np.array_equal(a, b), f"{name}: {a} != {b}"
 
@@ -101,29 +103,47 @@ def without_scale(history):
 
 MODES = [
     pytest.param({}, id="compiled"),
-    pytest.param({"run_eagerly": True}, id="eager"),
     pytest.param(
         {"steps_per_execution": 2}, id="two-steps", marks=pytest.mark.backend("tensorflow", "jax")
     ),
-    pytest.param({"jit_compile": True}, id="xla", marks=pytest.mark.backend("tensorflow")),
+    pytest.param(
+        {"jit_compile": True},
+        id="xla",
+        marks=[pytest.mark.backend("tensorflow"), pytest.mark.slow],
+    ),
+    pytest.param(
+        {"run_eagerly": True},
+        id="eager",
+        marks=[pytest.mark.backend("tensorflow", "jax"), pytest.mark.slow],
+    ),
 ]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_run_with_a_bad_batch_equals_the_run_without_it(data, mode):
+def test_a_run_with_bad_batches_equals_the_run_without_them(data, mode):
     x, y = data
-    clean = create_model(**mode)
-    install_guard(clean)
+    clean, model = create_model(**mode), create_model(**mode)
+    for one in (clean, model):
+        install_guard(one)
     expected = fit(clean, x, y, epochs=2)
-    for position in (0, 2, 5):
-        if mode and position != 2:
-            continue
-        model = create_model(**mode)
-        install_guard(model)
-        history = fit(model, *insert(x, y, position, bad_batch(x)), epochs=2)
-        assert history["skipped_steps"] == [1.0, 2.0]
-        assert_same_bits(everything(model), everything(clean))
-        assert without_scale(history) == without_scale(expected)
+    for position in (5, 2, 0):  # in the end the first, one in the middle, and the last
+        x, y = insert(x, y, position, bad_batch(x))
+    history = fit(model, x, y, epochs=2)
+    assert history["skipped_steps"] == [3.0, 6.0]
+    assert_same_bits(everything(model), everything(clean))
+    assert without_scale(history) == without_scale(expected)
+
+
+@pytest.mark.parametrize("mode", [{"run_eagerly": True}, {"jit_compile": False}])
+def test_eager_steps_are_guarded(mode):
+    x, y = small_data()
+    clean, model = small_model(**mode), small_model(**mode)
+    for one in (clean, model):
+        install_guard(one)
+    fit(clean, x, y)
+    fit(model, *insert(x, y, 1, x[:BATCH] * np.nan))
+    assert int(value(model.optimizer.skipped_steps)) == 1
+    assert_same_bits(everything(model), everything(clean))
 
 
 def test_without_the_guard_the_state_is_lost(data):
@@ -260,7 +280,7 @@ def test_an_overflow_of_float16_gradients_is_no_bad_data_and_shows_its_own_finit
             keras.layers.Activation("linear", dtype="float32"),
         ]
     )
-    model.compile(optimizer_of("sgd", initial_scale=2.0**24), "mse")
+    model.compile(optimizer_of(keras.optimizers.SGD(1e-5), initial_scale=2.0**24), "mse")
     install_guard(model)
     before = everything(model)
     stop = keras.callbacks.TerminateOnNaN()
@@ -273,13 +293,15 @@ def test_an_overflow_of_float16_gradients_is_no_bad_data_and_shows_its_own_finit
         history = fit(model, x, y * 100)
     assert math.isfinite(history["loss"][0])
     assert history["dynamic_scale"][0] < 2.0**24
-    assert not np.array_equal(value(model.layers[0].kernel), list(before.values())[0])
+    assert not np.array_equal(value(model.layers[0].kernel), next(iter(before.values())))
 
 
 def test_causes_are_told_apart():
     x, y = small_data(1)
-    model = small_model(optimizer_of("sgd", initial_scale=1.0))
+    model = small_model()
+    model.compile(optimizer_of("sgd"), lambda y, pred: ops.mean(ops.sqrt(y) * pred, axis=-1))
     install_guard(model)
+    y = np.abs(y)
 
     def causes():
         return [int(value(v)) for v in skip_causes(model).variables]
@@ -293,7 +315,7 @@ def test_causes_are_told_apart():
     assert causes() == [2, 0, 0]
     model.train_on_batch(x, y, weights * np.nan)
     assert causes() == [3, 0, 0]
-    model.train_on_batch(x, np.full_like(y, 1e30), weights)  # its square is beyond float32
+    model.train_on_batch(x, -y, weights)
     assert causes() == [3, 1, 0]
 
 
@@ -323,9 +345,9 @@ def test_with_another_optimizer_the_guard_does_nothing():
     assert set(fit(model, x, y)) == {"loss", "mae"}
     assert len(model.train_on_batch(x, y)) == 2
     model.compile(optimizer_of("sgd"), "mse")
-    assert set(fit(model, x, y)) == {"loss", *PRECISION_LOGS}
+    assert set(fit(model, x, y)) >= {"loss", *PRECISION_LOGS}
     uninstall()
-    assert set(fit(model, x, y)) == {"loss"}
+    assert set(fit(model, x, y)).isdisjoint(PRECISION_LOGS)
 
 
 def test_uninstall_takes_everything_back():
@@ -420,10 +442,12 @@ def test_buffers_of_pytorch_modules_are_state_too():
     )
     model.compile(optimizer_of("sgd"), "mse")
     install_guard(model)
-    before = [b.clone() for b in model.buffers()]
-    assert len(before) == 3
+    buffers = list(model.layers[0].module.buffers())
+    fit(model, x, y)
+    before = [buffer.clone() for buffer in buffers]
+    assert int(before[2]) == 3  # batches tracked
     fit(model, x * np.nan, y)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, buffers, strict=True))
 
 
 def test_docstrings():
