@@ -23,7 +23,7 @@ def lazy_exports(package: str, exports: Mapping[str, str]) -> LazyRoot:
         The three module-level names, in the order above.
     """
 
-    def __getattr__(name: str) -> object:  # noqa: N807
+    def __getattr__(name: str) -> object:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module_name, _, attribute = exports[name].partition(":")
@@ -32,7 +32,7 @@ def lazy_exports(package: str, exports: Mapping[str, str]) -> LazyRoot:
         setattr(sys.modules[package], name, value)
         return value
 
-    def __dir__() -> list[str]:  # noqa: N807
+    def __dir__() -> list[str]:
         return sorted({*vars(sys.modules[package]), *exports})
 
     return __getattr__, __dir__, sorted(exports)

@@ -27,7 +27,7 @@ ORDER: list[set[str]] = [
     {"policy"},
     {"optimizers"},
     {"adapters", "torch"},
-    {"tuning", "profiler", "memory", "distributed", "data"},
+    {"tuning", "profiler", "memory", "distributed", "data", "checkpoint"},
     {"callbacks"},
     {"demo"},
     {"cli"},

@@ -1,12 +1,12 @@
 """What a guarded training step returns as logs, and what an epoch without any applied step logs."""
 
 import math
-import sys
-from types import FrameType
 from typing import Any
 
 import keras
 from keras import ops
+
+from deepseek_hpf.adapters.running_fit import local_of_fit
 
 PRECISION_LOGS = ("clipped_steps", "dynamic_scale", "gradient_norm", "skipped_steps")
 """Variables of the optimizer that appear in the logs of training, under these names."""
@@ -94,14 +94,11 @@ def _all_zero(values: list[Any]) -> Any:
 
 
 def _running_callbacks(model: keras.Model) -> list[Any]:
-    """Finds the comparing callbacks of the running `fit`: only its own frame holds them."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        callbacks = frame.f_locals.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList) and callbacks.model is model:
-            return [c for c in callbacks.callbacks if hasattr(c, "monitor") and hasattr(c, "best")]
-        frame = frame.f_back
-    return []
+    """Finds the comparing callbacks of the `fit` that is being executed."""
+    running = local_of_fit(model, "callbacks")
+    if not isinstance(running, keras.callbacks.CallbackList):
+        return []
+    return [c for c in running.callbacks if hasattr(c, "monitor") and hasattr(c, "best")]
 
 
 def _expect_the_worst(callback: Any) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 
 import keras
 
-from deepseek_hpf.adapters import run_backup, training_state
-from deepseek_hpf.adapters.backup_store import Backup, BackupStore
-from deepseek_hpf.adapters.data_order import ADVICE, fit_epoch_iterator, order_problem
-from deepseek_hpf.adapters.random_states import (
+from deepseek_hpf.adapters.running_fit import local_of_fit
+from deepseek_hpf.checkpoint import run_backup, training_state
+from deepseek_hpf.checkpoint.backup_store import Backup, BackupStore
+from deepseek_hpf.checkpoint.data_order import ADVICE, order_problem
+from deepseek_hpf.checkpoint.random_states import (
     RandomStates,
     capture_random_states,
     restore_random_states,
 )
-from deepseek_hpf.adapters.replay import Replay, remove_replay
-from deepseek_hpf.adapters.training_state import HasState
+from deepseek_hpf.checkpoint.replay import Replay, remove_replay
+from deepseek_hpf.checkpoint.training_state import HasState
 from deepseek_hpf.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             warning, if the last is damaged.
         delete_checkpoint: Remove the backups when training has ended.
         extras: Further states of the run by name, objects with `get_state` and `set_state`
-            (`deepseek_hpf.adapters.training_state.HasState`), such as a controller or a plan.
+            (`deepseek_hpf.checkpoint.training_state.HasState`), such as a controller or a plan.
 
     Raises:
         ConfigError: An argument is invalid; when training begins: a backup is damaged, or does not
@@ -288,7 +289,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         return json.dumps([history, run_backup.scalars_of(self.model.optimizer)])
 
     def _warn_about_order(self) -> None:
-        iterator = fit_epoch_iterator(self.model)
+        iterator = local_of_fit(self.model, "epoch_iterator")
         problem = None if iterator is None else order_problem(iterator)
         if problem is not None:
             warnings.warn(

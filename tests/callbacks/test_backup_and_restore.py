@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from deepseek_hpf.adapters import training_state
 from deepseek_hpf.callbacks import BackupAndRestore
+from deepseek_hpf.checkpoint import training_state
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 

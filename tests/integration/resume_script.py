@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 import deepseek_hpf as hpf
-from deepseek_hpf.adapters import backup_store
+from deepseek_hpf.checkpoint import backup_store
 
 BATCH, STEPS, EPOCHS = 8, 5, 4
 MOMENTS = ("step", "array", "fsync", "rename", "renamed", "remove")

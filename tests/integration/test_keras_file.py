@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deepseek_hpf as hpf
-from deepseek_hpf.adapters import training_state
+from deepseek_hpf.checkpoint import training_state
 
 X = np.random.default_rng(3).normal(size=(16, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepseek_hpf.adapters import training_state
+from deepseek_hpf.checkpoint import training_state
 
 SCRIPT = Path(__file__).with_name("resume_script.py")
 

@@ -25,7 +25,7 @@ def capture_random_states() -> RandomStates:
     version, words, gauss = random.getstate()
     states: RandomStates = {"python": [version, list(words), gauss], "numpy": _capture_numpy()}
     if "torch" in sys.modules:
-        from deepseek_hpf.adapters.random_states_torch import capture_torch_states
+        from deepseek_hpf.checkpoint.random_states_torch import capture_torch_states
 
         states["torch"] = capture_torch_states()
     return states
@@ -44,7 +44,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     if states.get("numpy") is not None:
         _restore_numpy(states["numpy"])
     if states.get("torch") is not None:
-        from deepseek_hpf.adapters.random_states_torch import restore_torch_states
+        from deepseek_hpf.checkpoint.random_states_torch import restore_torch_states
 
         restore_torch_states(states["torch"])
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from deepseek_hpf.adapters.training_state import numpy_dtype
+from deepseek_hpf.checkpoint.training_state import numpy_dtype
 from deepseek_hpf.errors import ConfigError
 
 FORMAT = "deepseek_hpf.backup"

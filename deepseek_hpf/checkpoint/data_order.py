@@ -5,41 +5,14 @@ bits only if the epoch brings the same batches in the same order again, in anoth
 inputs cannot do so; what can be known about that is known here.
 """
 
-import inspect
 from typing import Any
 
 import keras
 
 ADVICE = (
     "Give data whose order is a function of the epoch alone: arrays, a `keras.utils.PyDataset` "
-    "without state of "
-    "its own, or a `tf.data.Dataset` with `shuffle(seed=..., reshuffle_each_iteration=False)`."
+    "without state of its own, or a `tf.data.Dataset` with `shuffle(seed=..., reshuffle_each_iteration=False)`."
 )
-
-
-def fit_epoch_iterator(model: Any) -> Any | None:
-    """Finds the epoch iterator of the `fit` that is running.
-
-    Keras hands callbacks neither the data nor its iterator; both are local to `fit`, which is on
-    the stack of every callback. They are only looked at.
-
-    Args:
-        model: The model whose `fit` called, however indirectly.
-
-    Returns:
-        Keras's epoch iterator, or None if there is no such `fit` (another training loop).
-    """
-    frame = inspect.currentframe()
-    try:
-        while frame is not None:
-            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
-                found = frame.f_locals.get("epoch_iterator")
-                if found is not None:
-                    return found
-            frame = frame.f_back
-        return None
-    finally:
-        del frame
 
 
 def order_problem(epoch_iterator: Any) -> str | None:
@@ -75,7 +48,7 @@ def _array_problem(adapter: Any) -> str | None:
     # stateful op is seeded from the global seed, and then repeats one permutation every epoch.
     if keras.backend.backend() != "tensorflow" or not adapter._shuffle:
         return None
-    from deepseek_hpf.adapters.data_order_tensorflow import has_global_seed
+    from deepseek_hpf.checkpoint.data_order_tensorflow import has_global_seed
 
     if has_global_seed():
         return None
@@ -98,7 +71,7 @@ def _py_dataset_problem(adapter: Any) -> str | None:
 
 
 def _dataset_problem(adapter: Any) -> str | None:
-    from deepseek_hpf.adapters.data_order_tensorflow import dataset_problem
+    from deepseek_hpf.checkpoint.data_order_tensorflow import dataset_problem
 
     return dataset_problem(adapter._dataset)
 

@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepseek_hpf.adapters import training_state
-from deepseek_hpf.adapters.backup_store import Backup, BackupStore
 from deepseek_hpf.adapters.guard import skip_causes
-from deepseek_hpf.adapters.random_states import RandomStates, capture_random_states
 from deepseek_hpf.adapters.step_logs import PRECISION_LOGS
-from deepseek_hpf.adapters.training_state import HasState, StateVariable
+from deepseek_hpf.checkpoint import training_state
+from deepseek_hpf.checkpoint.backup_store import Backup, BackupStore
+from deepseek_hpf.checkpoint.random_states import RandomStates, capture_random_states
+from deepseek_hpf.checkpoint.training_state import HasState, StateVariable
 from deepseek_hpf.errors import ConfigError
 
 

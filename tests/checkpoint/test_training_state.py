@@ -5,10 +5,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepseek_hpf.adapters import training_state
-from deepseek_hpf.adapters.backup_store import BackupStore
-from deepseek_hpf.adapters.random_states import capture_random_states, restore_random_states
-from deepseek_hpf.adapters.training_state import StateVariable
+from deepseek_hpf.checkpoint import training_state
+from deepseek_hpf.checkpoint.backup_store import BackupStore
+from deepseek_hpf.checkpoint.random_states import capture_random_states, restore_random_states
+from deepseek_hpf.checkpoint.training_state import StateVariable
 from deepseek_hpf.errors import ConfigError
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 3.3895e38, 9.2e-41, 1e-45, 6e-8, 65504.0]

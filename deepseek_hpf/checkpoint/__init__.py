@@ -1,0 +1,1 @@
+"""What a run consists of, written so that a killed run continues with the same bits."""
