@@ -40,6 +40,11 @@ class ConfigSection(BaseModel):
             f"Derive another one with `.replace({name}=…)`."
         )
 
+    def __delattr__(self, name: str) -> None:
+        raise ConfigError(
+            f"{type(self).__name__} is frozen. Received: del {name}. Make one without that key."
+        )
+
     def replace(self, **changes: Any) -> Self:
         """Returns a validated copy with some keys changed.
 
@@ -70,7 +75,9 @@ class ConfigSection(BaseModel):
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
         """As `from_json`, from a string or bytes."""
-        data = json_data.encode() if isinstance(json_data, str) else bytes(json_data)
+        if isinstance(json_data, str):  # half a surrogate pair is for `parse_json_object` to refuse
+            json_data = json_data.encode("utf-8", "surrogatepass")
+        data = bytes(json_data)
         return cls.from_dict(parse_json_object(data))
 
     @classmethod

@@ -49,12 +49,19 @@ def write_bytes_atomically(path: StrPath, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, _mode_for(target))
-        os.replace(temporary, target)
+        _rename(temporary, target, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     _flush_directory(target.parent)
+
+
+def _rename(temporary: str, target: Path, asked_for: StrPath) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:  # e.g. the place is a directory; the temporary name says nothing
+        raise OSError(error.errno, error.strerror, os.fspath(asked_for)) from error
 
 
 def _mode_for(target: Path) -> int:

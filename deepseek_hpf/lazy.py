@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from deepseek_hpf.errors import MissingBackendError
+from deepseek_hpf.errors import ConfigError, MissingBackendError
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -49,6 +49,7 @@ def import_with_backend(module_name: str) -> ModuleType:
 
     Raises:
         MissingBackendError: The framework that Keras is set to is not installed.
+        ConfigError: Keras is set to a back end that it does not know.
     """
     try:
         return importlib.import_module(module_name)
@@ -56,3 +57,11 @@ def import_with_backend(module_name: str) -> ModuleType:
         if error.name in BACKENDS:
             raise MissingBackendError(error.name) from error
         raise
+    except ValueError as error:
+        wording, _, name = str(error).partition(" : ")
+        if wording != "Unable to import backend":  # Keras's
+            raise
+        raise ConfigError(
+            'Expected the environment variable KERAS_BACKEND to be "tensorflow", "jax" or "torch". '
+            f"Received: {name!r}, from it or from ~/.keras/keras.json."
+        ) from error

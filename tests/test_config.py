@@ -291,6 +291,8 @@ def test_sections_alone_give_config_errors_too():
         PrecisionConfig.model_validate({"policy": 1})
     with pytest.raises(ConfigError, match=r"^policy: "):
         PrecisionConfig.model_validate_json('{"policy": 1}')
+    with pytest.raises(ConfigError, match="UTF-8"):
+        PrecisionConfig.model_validate_json('{"\ud800": 1}')
 
 
 # --- Values ----------------------------------------------------------------------------------
@@ -300,6 +302,8 @@ def test_frozen_hashable_and_derived_by_copy():
     config = PrecisionConfig.from_json(FROZEN)
     with pytest.raises(ConfigError, match=r"frozen.*replace\(policy="):
         config.policy = "float32"  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"frozen.*del policy"):
+        del config.policy
     changed = config.replace(policy="float32")
     assert (config.policy, changed.policy) == ("auto", "float32")
     assert changed.rules == config.rules

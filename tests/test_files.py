@@ -44,6 +44,15 @@ def test_a_missing_directory_is_named_by_the_file_that_was_asked_for(tmp_path):
     assert caught.value.filename == str(path)
 
 
+def test_a_directory_in_the_place_is_named_by_what_was_asked_for(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with pytest.raises(OSError, match=r"folder'$") as caught:
+        write_text_atomically(path, "x")
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions and links")
 def test_permissions_and_links_are_kept(tmp_path):
     path, link = tmp_path / "a.json", tmp_path / "link.json"

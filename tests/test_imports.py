@@ -1,4 +1,4 @@
-"""Imports go one way (DESIGN), frameworks stay in files named for them, roots are lazy."""
+"""Imports go one way, frameworks stay in files named for them, roots are lazy."""
 
 import ast
 import subprocess

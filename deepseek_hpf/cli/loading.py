@@ -76,7 +76,7 @@ def _keras() -> ModuleType:
     """Keras, or why it cannot be imported: a back end that is missing, or that it does not know."""
     try:
         return import_with_backend("keras")
-    except MissingBackendError:
+    except (ConfigError, MissingBackendError):
         raise
     except Exception as error:
         raise ConfigError(f"importing keras raised {_one_line(error)}") from error

@@ -80,7 +80,8 @@ def digits(
         options: dict[str, Any] = {"batch_size": batch_size, "size": size, "seed": seed}
         return tuple(digits(name, cache_dir=cache_dir, **options) for name in SPLITS)
     images, labels = _read(split, cache_directory(cache_dir))
-    arrays = enlarge(np.divide(images, 255, dtype=np.float32), size), labels
+    # A copy: what the caller does to the labels must not reach the next caller's.
+    arrays = enlarge(np.divide(images, 255, dtype=np.float32), size), labels.copy()
     if batch_size is None:
         return arrays
     return make_batches(arrays, batch_size, shuffle=split == "train", seed=seed)

@@ -88,7 +88,7 @@ def prepared_builder(name: str, cache: Path) -> Any:
 
         leave_accelerators_alone()
     _check_name(name, tfds.list_builders(with_community_datasets=False))
-    builder = tfds.builder(name, data_dir=cache / "tfds", try_gcs=False)
+    builder = _builder(name, cache / "tfds", tfds)
     _check_features(name, builder.info, tfds)
     if not builder.is_prepared():
         _prepare(name, builder)
@@ -104,6 +104,15 @@ def _check_name(name: str, known: list[str]) -> None:
         f"The dataset is not in TFDS's catalogue. {hint}Received: name={name!r}. The embedded one "
         "is `data.digits()`."
     )
+
+
+def _builder(name: str, folder: Path, tfds: Any) -> Any:
+    try:
+        return tfds.builder(name, data_dir=folder, try_gcs=False)
+    except (AssertionError, ValueError) as error:  # TFDS's, for a version or a configuration
+        raise ConfigError(
+            f"TFDS does not have this version or configuration of the dataset. Received: {name=}"
+        ) from error
 
 
 def _check_features(name: str, info: Any, tfds: Any) -> None:

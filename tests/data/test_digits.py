@@ -57,6 +57,14 @@ def test_the_bits_do_not_depend_on_the_back_end(cache_dir):
     np.testing.assert_array_equal(labels, flat.target[chosen])
 
 
+def test_what_a_caller_does_to_the_arrays_does_not_reach_the_next(cache_dir):
+    images, labels = data.digits("test", cache_dir=cache_dir)
+    kept = images.copy(), labels.copy()
+    images[:], labels[:] = 0, 0
+    for before, again in zip(kept, data.digits("test", cache_dir=cache_dir), strict=True):
+        np.testing.assert_array_equal(before, again)
+
+
 def test_batches_train(cache_dir):
     train, test = data.digits(batch_size=100, size=16, cache_dir=cache_dir)
     assert (len(train), len(test)) == (14, 4)  # full batches to train, all images to test

@@ -16,6 +16,8 @@ tfds = pytest.importorskip("tensorflow_datasets")
         ("cifra10", "not in TFDS's catalogue. Did you mean 'cifar10'? Received: name='cifra10'"),
         ("../../etc", "not in TFDS's catalogue. Received"),
         ("", "not in TFDS's catalogue. Received"),
+        ("cifar10:9.9.9", "not have this version or configuration of the dataset. Received: name="),
+        ("cifar10/none", "not have this version or configuration of the dataset. Received: name="),
         ("imdb_reviews", "Expected an image classification set"),
         ("coco", "Expected an image classification set"),
         ("cats_vs_dogs", "images of shape (None, None, 3)"),
