@@ -1,0 +1,54 @@
+"""What the README shows works."""
+
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from deepseek_hpf.cli.main import COMMANDS
+from deepseek_hpf.config import PrecisionConfig
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.mark.pure
+def test_the_configuration_is_valid():
+    for block in blocks("json"):
+        assert PrecisionConfig.from_dict(json.loads(block)).rules
+
+
+@pytest.mark.pure
+def test_the_commands_are_there():
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = {line.split()[1] for line in lines if line.startswith("hpf ")}
+    assert commands
+    assert commands <= COMMANDS.keys()
+
+
+def test_the_code_trains(global_dtype_policy, capsys):
+    def create_model():
+        return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            rng = np.random.default_rng(index)
+            return rng.normal(size=(4, 3)).astype("float32"), rng.integers(0, 2, 4)
+
+    (code,) = blocks("python")
+    names = {"create_model": create_model, "train": Batches()}
+    exec(code, names)
+    assert len(names["overrides"].report.rows) >= 1
+    assert "dense" in capsys.readouterr().out
