@@ -3,9 +3,10 @@
 The root is lazy (PEP 562): importing it imports no framework, not even Keras.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
-from deepseek_hpf.lazy import lazy_exports
+from deepseek_hpf.lazy import import_with_backend, lazy_exports
 
 if TYPE_CHECKING:
     from deepseek_hpf import callbacks as callbacks
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-__getattr__, __dir__, __all__ = lazy_exports(
+_exported, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "ConfigError": "deepseek_hpf.errors:ConfigError",
@@ -46,3 +47,22 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "hardware": "deepseek_hpf.hardware",
     },
 )
+
+
+def __getattr__(name: str) -> object:
+    value = _exported(name)
+    _register_with_keras()
+    return value
+
+
+def _register_with_keras() -> None:
+    """Lets Keras load a model that was saved with our optimizer.
+
+    Keras takes a class from a file only if it is registered, and the optimizer's is when its module
+    is imported. So that happens as soon as Keras is there, but never brings Keras in.
+    """
+    if "keras" in sys.modules:
+        import_with_backend("deepseek_hpf.optimizers.loss_scale_optimizer")
+
+
+_register_with_keras()

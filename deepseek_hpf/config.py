@@ -176,7 +176,7 @@ class AnomalyConfig(_ClippingSection):
 
     kind: Literal["anomaly"] = "anomaly"
     """Which clipping."""
-    z: Positive = 4.0
+    z: Positive = 6.0
     """Standard deviations above the mean of the log-norm from which a norm is an outlier."""
 
 

@@ -1,6 +1,6 @@
 """Runs a step under JAX outside of `stateless_apply`, as a loop of one's own may."""
 
-from deepseek_hpf.optimizers.loss_scale_optimizer import apply_to_values
+from deepseek_hpf.optimizers.apply_to_values import apply_to_values
 from deepseek_hpf.optimizers.step import Step
 
 

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from deepseek_hpf.optimizers import compiled_update_tensorflow as compiled
-from deepseek_hpf.optimizers.clipping import Decision
+from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.finite import Statistics
 from deepseek_hpf.optimizers.step import Step, replaced
 

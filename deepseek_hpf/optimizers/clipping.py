@@ -1,84 +1,18 @@
 """Gradient clipping rules: frozen, serialisable, applied to the unscaled, reduced gradient."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from keras import ops
 
 from deepseek_hpf import config as configuration
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
+from deepseek_hpf.optimizers.clipping_anomaly import Anomaly as Anomaly
+from deepseek_hpf.optimizers.clipping_rule import Clipping as Clipping
+from deepseek_hpf.optimizers.clipping_rule import Decision, shrunk_to
 
 Tensor = Any
-
-
-class Decision(NamedTuple):
-    """What a rule found for the gradients of one step.
-
-    Attributes:
-        clipped: Boolean scalar: a gradient is made smaller.
-        divisor: What the gradients are divided by: one scalar for all, or a list with a tensor for
-            each.
-        state: The rule's state after the step, by name.
-    """
-
-    clipped: Tensor
-    divisor: Tensor | list[Tensor]
-    state: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """Base of the rules.
-
-    `decide` looks at the gradients and changes nothing, `apply` carries the decision out. They are
-    apart so that an optimizer which accumulates gradients decides outside of the conditional in
-    which it updates.
-    """
-
-    kind: ClassVar[str]
-    by_norm: ClassVar[bool] = False
-    """Whether the decision is one divisor for all gradients, drawn from the global norm alone."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_positive(type(self).__name__, field.name, getattr(self, field.name))
-
-    def initial_state(self) -> dict[str, float]:
-        """Returns the names and first values of the float32 scalars that the rule keeps."""
-        return {}
-
-    def decide(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        norm: Tensor,
-        state: Mapping[str, Tensor],
-    ) -> Decision:
-        """Decides how far to clip.
-
-        Args:
-            gradients: Finite dense float tensors.
-            weights: The variables they belong to, of the same shapes.
-            norm: Global norm of the gradients, float32 scalar.
-            state: The rule's state before the step.
-
-        Returns:
-            The `Decision`.
-        """
-        raise NotImplementedError
-
-    def apply(self, gradients: Sequence[Tensor], divisor: Tensor | list[Tensor]) -> list[Tensor]:
-        """Returns the gradients, clipped as decided."""
-        if isinstance(divisor, list):
-            return [ops.divide(g, d) for g, d in zip(gradients, divisor, strict=True)]
-        return [ops.divide(gradient, divisor) for gradient in gradients]
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns `kind` and the rule's arguments; `from_config` reads it back."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +45,7 @@ class GlobalNorm(Clipping):
         state: Mapping[str, Tensor],
     ) -> Decision:
         """Compares the norm with `max_norm`."""
-        return _shrunk_to(norm, self.max_norm, {})
+        return shrunk_to(norm, self.max_norm, {})
 
 
 @dataclass(frozen=True)
@@ -191,87 +125,6 @@ class Adaptive(Clipping):
         return ops.multiply(ops.maximum(_unit_norm(weight), self.epsilon), self.ratio)
 
 
-@dataclass(frozen=True)
-class Anomaly(Clipping):
-    """Cuts a global norm that is an outlier of its own running statistics.
-
-    With `x = log(norm)` and the running mean `m` and standard deviation `s` of the steps before, a
-    step is cut to the norm `exp(m + margin)` if `x > m + margin`, where
-
-    - `margin = max(z * s, log 2)`: a norm within twice the usual one is never an anomaly;
-    - in the first `warmup` steps `margin = max(z * s, log 1000)`; the very first step is taken as
-      it is.
-
-    Then `m` and `s` take in `x`, cut to `m ± margin`, so that an anomaly moves them no further than
-    the bound it was cut to, while a lasting change of level is adopted within some steps. All
-    steps weigh the same up to the `1 / (1 - decay)`-th; from then on older ones fade by `decay` a
-    step. Norms of 0 are left out.
-
-    Args:
-        z: Standard deviations above the mean of the log-norm from which a norm is an outlier.
-        decay: Factor a step on the weight of older steps, below 1.
-        warmup: Steps with the wider margin.
-
-    Example:
-        >>> from deepseek_hpf.optimizers import clipping
-        >>> clipping.Anomaly(z=4.0)
-        Anomaly(z=4.0, decay=0.99, warmup=100)
-    """
-
-    z: float = configuration.AnomalyConfig.model_fields["z"].default
-    decay: float = 0.99
-    warmup: int = 100
-    kind: ClassVar[str] = "anomaly"
-    by_norm: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decay >= 1:
-            raise ConfigError(
-                f"Argument `decay` of Anomaly must be below 1. Received: decay={self.decay!r}"
-            )
-
-    def initial_state(self) -> dict[str, float]:
-        """Returns the running mean and variance of the log-norm, and the steps they hold."""
-        return {"log_norm_mean": 0.0, "log_norm_variance": 0.0, "log_norm_steps": 0.0}
-
-    def decide(
-        self,
-        gradients: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        norm: Tensor,
-        state: Mapping[str, Tensor],
-    ) -> Decision:
-        """Compares the log-norm with its running statistics, then updates them."""
-        mean, steps = state["log_norm_mean"], state["log_norm_steps"]
-        margin = self._margin(state["log_norm_variance"], steps)
-        bound = ops.where(ops.equal(steps, 0.0), math.inf, ops.exp(ops.add(mean, margin)))
-        positive = ops.greater(norm, 0.0)
-        log_norm = ops.log(ops.where(positive, norm, 1.0))
-        deviation = ops.subtract(log_norm, mean)
-        cut = ops.maximum(ops.minimum(deviation, margin), ops.negative(margin))
-        deviation = ops.where(ops.equal(steps, 0.0), deviation, cut)
-        updated = self._updated(state, deviation)
-        kept = {name: ops.where(positive, updated[name], state[name]) for name in updated}
-        return _shrunk_to(norm, bound, kept)
-
-    def _margin(self, variance: Tensor, steps: Tensor) -> Tensor:
-        least = ops.where(ops.less(steps, float(self.warmup)), math.log(1000.0), math.log(2.0))
-        return ops.maximum(ops.multiply(ops.sqrt(variance), self.z), least)
-
-    def _updated(self, state: Mapping[str, Tensor], deviation: Tensor) -> dict[str, Tensor]:
-        steps = ops.add(state["log_norm_steps"], 1.0)
-        weight = ops.maximum(ops.divide(1.0, steps), 1.0 - self.decay)
-        shift = ops.multiply(weight, deviation)
-        spread = ops.add(state["log_norm_variance"], ops.multiply(shift, deviation))
-        return {
-            "log_norm_mean": ops.add(state["log_norm_mean"], shift),
-            "log_norm_variance": ops.multiply(ops.subtract(1.0, weight), spread),
-            # float32 counts to 2**24 and then stays; the weight has long been constant.
-            "log_norm_steps": steps,
-        }
-
-
 RULES: dict[str, type[Clipping]] = {
     rule.kind: rule for rule in (GlobalNorm, Value, Adaptive, Anomaly)
 }
@@ -322,12 +175,6 @@ def from_config(
         ) from error
 
 
-def _shrunk_to(norm: Tensor, bound: Tensor | float, state: dict[str, Tensor]) -> Decision:
-    # Where nothing is cut the divisor is exactly 1 and leaves every bit.
-    divisor = ops.maximum(ops.divide(norm, bound), 1.0)
-    return Decision(ops.greater(norm, bound), divisor, state)
-
-
 def _unit_norm(tensor: Tensor) -> Tensor:
     """Norm over all axes but the last, axes kept; scaled, so that no square overflows."""
     magnitudes = ops.cast(ops.abs(tensor), "float32")
@@ -342,14 +189,3 @@ def _unit_norm(tensor: Tensor) -> Tensor:
 
 def _any(flags: Sequence[Tensor]) -> Tensor:
     return ops.any(ops.stack(flags)) if flags else ops.convert_to_tensor(False)
-
-
-def _check_positive(owner: str, name: str, value: object) -> None:
-    wanted = f"Argument `{name}` of {owner} must be a positive, finite number."
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigTypeError(
-            f"{wanted} Received: {name}={value!r} (of type {type(value).__name__})"
-        )
-    # Below it float32, in which the step computes, may flush to zero.
-    if not configuration.FLOAT32_TINY <= value <= configuration.FLOAT32_MAX:
-        raise ConfigError(f"{wanted} Received: {name}={value!r}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from deepseek_hpf.optimizers.clipping import Decision
+from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.step import Step
 
 logger = logging.getLogger(__name__)

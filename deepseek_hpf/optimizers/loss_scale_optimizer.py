@@ -10,8 +10,14 @@ import numpy as np
 from keras import ops
 
 from deepseek_hpf.config import LossScaleConfig
-from deepseek_hpf.errors import ConfigError, ConfigTypeError
+from deepseek_hpf.errors import ConfigTypeError
 from deepseek_hpf.optimizers import clipping as clipping_rules
+from deepseek_hpf.optimizers.apply_to_values import apply_to_values
+from deepseek_hpf.optimizers.arguments import (
+    checked_inner_optimizer,
+    python_number,
+    refuse_clipping_twice,
+)
 from deepseek_hpf.optimizers.master_weights import create_master, exclude_alike, needs_master
 from deepseek_hpf.optimizers.step import Step
 from deepseek_hpf.optimizers.transition import ScaleRules, bounded
@@ -109,18 +115,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ):
-        inner = _inner_optimizer(inner_optimizer)
+        inner = checked_inner_optimizer(inner_optimizer)
         scale_config = LossScaleConfig(
-            initial_scale=_python_number(initial_scale),
-            growth_steps=_python_number(dynamic_growth_steps),
-            growth_factor=_python_number(growth_factor),
-            backoff_factor=_python_number(backoff_factor),
-            min_scale=_python_number(min_scale),
-            max_scale=_python_number(max_scale),
-            hysteresis=_python_number(hysteresis),
+            initial_scale=python_number(initial_scale),
+            growth_steps=python_number(dynamic_growth_steps),
+            growth_factor=python_number(growth_factor),
+            backoff_factor=python_number(backoff_factor),
+            min_scale=python_number(min_scale),
+            max_scale=python_number(max_scale),
+            hysteresis=python_number(hysteresis),
         )
         rule = clipping_rules.from_config(clipping)
-        _refuse_clipping_twice(inner, rule)
+        refuse_clipping_twice(inner, rule)
         if not isinstance(master_weights, bool):
             raise ConfigTypeError(
                 "Argument `master_weights` must be True or False. Received: "
@@ -339,68 +345,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return super().from_config(dict(config), custom_objects=custom_objects)
 
 
-def apply_to_values(
-    step: Step, optimizer_values: Sequence[Tensor], trainable_values: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Runs a step on values instead of variables.
-
-    Returns:
-        New values of the trainable variables, and of the optimizer's variables.
-    """
-    optimizer = step.optimizer
-    trainable = optimizer._trainable_variables
-    mapping = [
-        *zip(trainable, trainable_values, strict=True),
-        *zip(optimizer.variables, optimizer_values, strict=True),
-    ]
-
-    def values_after(run: Any, *arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            run(*arguments)
-        current = scope.get_current_value
-        return [current(v) for v in trainable], [current(v) for v in optimizer.variables]
-
-    with keras.StatelessScope(state_mapping=mapping):
-        statistics = step.measure()
-    return ops.cond(
-        statistics.finite,
-        lambda: values_after(step.take, statistics, step.update),
-        lambda: values_after(step.skip, statistics),
-    )
-
-
 def _tensor(gradient: Tensor | None) -> Tensor | None:
     if gradient is None or ops.is_tensor(gradient) or hasattr(gradient, "indices"):
         return gradient
     return ops.convert_to_tensor(gradient)
-
-
-def _inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
-    inner = keras.optimizers.get(identifier)
-    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
-        raise ConfigError(
-            "Argument `inner_optimizer` must not scale the loss itself. Pass its own inner "
-            "optimizer, or use `wrap_optimizer`, which carries over its state. Received: "
-            f"inner_optimizer={inner!r} (of type {type(inner).__name__})"
-        )
-    return inner
-
-
-def _refuse_clipping_twice(
-    inner: keras.optimizers.Optimizer, rule: "clipping_rules.Clipping | None"
-) -> None:
-    names = ("clipnorm", "global_clipnorm", "clipvalue")
-    given = [name for name in names if getattr(inner, name, None) is not None]
-    if rule is not None and given:
-        raise ConfigError(
-            "The gradient would be clipped twice: by the wrapper and by its inner optimizer. Leave "
-            f"one of them out. Received: clipping={rule!r} and, on the `inner_optimizer`, "
-            f"{given[0]}={getattr(inner, given[0])!r}"
-        )
-
-
-def _python_number(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _tensorflow() -> Any:

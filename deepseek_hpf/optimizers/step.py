@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from deepseek_hpf.optimizers import finite, transition
-from deepseek_hpf.optimizers.clipping import Decision
+from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.finite import Statistics
 from deepseek_hpf.optimizers.master_weights import refreshed, rounded
 

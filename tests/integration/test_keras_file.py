@@ -91,3 +91,21 @@ def test_loads_uncompiled_where_the_package_cannot_be_imported(tmp_path):
     assert done.stdout.split() == [layer.compute_dtype for layer in model.layers]
     expected = keras.ops.convert_to_numpy(model(X))
     assert np.load(tmp_path / "y.npy").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import keras, deepseek_hpf", "import deepseek_hpf, keras; deepseek_hpf.PrecisionConfig"],
+)
+def test_loads_compiled_where_the_package_is_merely_imported(tmp_path, imports):
+    """Keras finds our optimizer's class though the package's root is lazy."""
+    trained_model("float32").save(tmp_path / "model.keras")
+    code = f"""
+        {imports}
+        model = keras.models.load_model({str(tmp_path / "model.keras")!r})
+        print(type(model.optimizer).__module__, int(model.optimizer.skipped_steps))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["deepseek_hpf.optimizers.loss_scale_optimizer", "2"]

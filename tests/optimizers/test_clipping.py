@@ -94,7 +94,7 @@ class Stream:
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.5])
 def test_normal_norms_are_never_cut(sigma):
     random = np.random.default_rng(7)
-    stream = Stream(clipping.Anomaly(z=6.0, warmup=20))
+    stream = Stream(clipping.Anomaly(warmup=20))
     trend = np.linspace(2.0, -1.0, 300)  # norms that fall as training goes on
     flags = [stream(float(np.exp(x)))[1] for x in trend + sigma * random.normal(size=300)]
     assert not any(flags)
