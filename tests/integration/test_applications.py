@@ -89,7 +89,7 @@ def transformer(size, vocabulary=17):
 def train(model, policy, x, y, *, from_logits=False):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     # Adam: at two images a batch the gradients of a deep network explode, in float32 as well.
-    model.compile(keras.optimizers.Adam(1e-4), loss, jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-4), loss)
     overrides = PrecisionOverrides(policy)
     half = len(x) // 2
     history = model.fit(x, y, batch_size=half, epochs=1, verbose=0, callbacks=[overrides]).history
