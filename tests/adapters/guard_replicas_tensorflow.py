@@ -1,30 +1,16 @@
-"""The guard under `MirroredStrategy`: NaN on any replica, and all are as before the step."""
+"""The guard under `MirroredStrategy`: NaN on any replica, and all are as before the step.
+
+A script: the two devices have to be set up before TensorFlow starts.
+"""
 
 import keras
 import numpy as np
-import pytest
+import tensorflow as tf
 
 from deepseek_hpf.adapters.guard import install_guard, skip_causes
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 
-pytestmark = pytest.mark.backend("tensorflow")
-
 BATCH = 8
-
-
-@pytest.fixture(scope="module")
-def strategy():
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-        )
-    except RuntimeError:
-        if len(tf.config.list_logical_devices("CPU")) < 2:
-            pytest.skip("TensorFlow has already started with one device")
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def train(strategy, x, y, built=True):
@@ -49,7 +35,10 @@ def copies(model):
     return [np.array(copy) for v in model.variables for copy in v.value.values]
 
 
-def test_nan_on_each_replica_in_turn(strategy):
+def main():
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     rng = np.random.default_rng()
     x = rng.normal(size=(3 * BATCH, 4)).astype("float32")
     y = rng.normal(size=(3 * BATCH, 2)).astype("float32")
@@ -62,8 +51,13 @@ def test_nan_on_each_replica_in_turn(strategy):
     assert history["skipped_steps"] == [2.0]
     assert (history["loss"], history["mae"]) == (expected["loss"], expected["mae"])
     assert all(np.array_equal(a, b) for a, b in zip(copies(clean), copies(model), strict=True))
-    causes = [float(keras.ops.convert_to_tensor(v)) for v in skip_causes(model).variables]
+    causes = [float(v.numpy()) for v in skip_causes(model).variables]
     assert causes == [2.0, 0.0, 0.0]
     history = model.fit(x * np.nan, y, batch_size=BATCH, verbose=0).history
     assert np.isnan(history["loss"]).all()
     assert np.isfinite(model.evaluate(x, y, verbose=0)).all()
+
+
+if __name__ == "__main__":
+    main()
+    print("as before the step")
