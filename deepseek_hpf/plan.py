@@ -55,7 +55,7 @@ class PrecisionPlan(Mapping[str, LayerPlan]):
         layers: Path to plan.
 
     Raises:
-        ConfigError: A path is not a string, or a plan not a `LayerPlan`.
+        ConfigError: `layers` is no mapping, a path not a string, or a plan not a `LayerPlan`.
 
     Example:
         >>> from deepseek_hpf.plan import LayerPlan, PrecisionPlan
@@ -72,7 +72,10 @@ class PrecisionPlan(Mapping[str, LayerPlan]):
     _digest: str | None
 
     def __init__(self, layers: Mapping[str, LayerPlan] | None = None):
-        copied = dict(layers or {})
+        layers = {} if layers is None else layers
+        if not isinstance(layers, Mapping):
+            raise ConfigError(f"expected a dict from layer path to plan. Received: {shown(layers)}")
+        copied = dict(layers)
         for path, layer in copied.items():
             if not isinstance(path, str) or not isinstance(layer, LayerPlan):
                 raise ConfigError(
@@ -86,6 +89,9 @@ class PrecisionPlan(Mapping[str, LayerPlan]):
         raise ConfigError(
             f"PrecisionPlan is immutable. Received: {name}={shown(value)}. Use `.replace`."
         )
+
+    def __delattr__(self, name: str) -> None:
+        raise ConfigError(f"PrecisionPlan is immutable. Received: del {name}. Use `.replace`.")
 
     def __getitem__(self, path: str) -> LayerPlan:
         return self._layers[path]

@@ -85,6 +85,8 @@ def test_immutable():
         plan["a"] = LOW  # type: ignore[index]
     with pytest.raises(ConfigError, match="immutable"):
         plan._layers = {}
+    with pytest.raises(ConfigError, match="immutable"):
+        del plan._layers
     with pytest.raises(ConfigError, match="frozen"):
         plan["a"].policy = "float16"  # type: ignore[misc]
 
@@ -114,3 +116,6 @@ def test_bad_files_are_named(tmp_path):
         PrecisionPlan.from_json(path)
     with pytest.raises(ConfigError, match="LayerPlan"):
         PrecisionPlan({"a": {}})  # type: ignore[dict-item]
+    for no_mapping in ([1], "ab", 3):
+        with pytest.raises(ConfigError, match="expected a dict from layer path"):
+            PrecisionPlan(no_mapping)  # type: ignore[arg-type]
