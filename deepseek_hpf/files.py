@@ -54,7 +54,7 @@ def write_bytes_atomically(path: StrPath, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _flush_directory(target.parent)
+    flush_directory(target.parent)
 
 
 def _rename(temporary: str, target: Path, asked_for: StrPath) -> None:
@@ -73,7 +73,7 @@ def _mode_for(target: Path) -> int:
     return 0o666 & ~umask
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
     """Puts the rename itself on the disk, where a directory can be opened (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)

@@ -21,6 +21,7 @@ import numpy as np
 
 from deepseek_hpf.checkpoint.training_state import numpy_dtype
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.files import flush_directory
 
 FORMAT = "deepseek_hpf.backup"
 VERSION = 1
@@ -164,9 +165,9 @@ class BackupStore:
         partial.mkdir()
         entries = _write_arrays(partial / "state.npz", arrays)
         _write_manifest(partial / "manifest.json", {**manifest, "arrays": entries})
-        _sync_directory(partial)
+        flush_directory(partial)
         partial.rename(final)
-        _sync_directory(self.directory)
+        flush_directory(self.directory)
         for path in self.paths()[: -self.keep]:
             self._remove(path)
         return final
@@ -265,13 +266,3 @@ def _damage_as_config_error(file: Path) -> Iterator[None]:
             f"{error or type(error).__name__}. Restore the file, or delete the directory "
             f"{str(file.parent)!r} to start from what is left. Received: file={str(file)!r}"
         ) from error
-
-
-def _sync_directory(path: Path) -> None:
-    """Forces the names in a directory to the disk, where one can be opened (not on Windows)."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

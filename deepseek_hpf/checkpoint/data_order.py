@@ -11,7 +11,8 @@ import keras
 
 ADVICE = (
     "Give data whose order is a function of the epoch alone: arrays, a `keras.utils.PyDataset` "
-    "without state of its own, or a `tf.data.Dataset` with `shuffle(seed=..., reshuffle_each_iteration=False)`."
+    "without state of its own, or a `tf.data.Dataset` with "
+    "`shuffle(seed=..., reshuffle_each_iteration=False)`."
 )
 
 
