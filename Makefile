@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
-# One thread pool a test process: two processes share two cores.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Two test processes share two cores: PyTorch's two threads in each would wait for one another.
+test test-all: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all lint types clean venv
 .DEFAULT_GOAL := test
