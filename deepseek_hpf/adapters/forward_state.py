@@ -49,6 +49,18 @@ def metric_state(model: keras.Model) -> list[Variable]:
     return [variable for metric in model.metrics for variable in metric.variables]
 
 
+def carried_states(model: keras.Model) -> list[Variable]:
+    """Lists what stateful RNNs carry from batch to batch: it is in none of Keras's lists.
+
+    Args:
+        model: A model or layer, built.
+
+    Returns:
+        Keras variables, in the order of the layers.
+    """
+    return [state for layer in model._flatten_layers() for state in _carried_states(layer)]
+
+
 def _own_state(layer: keras.Layer) -> list[Variable]:
     seeds = [generator.state for generator in layer._seed_generators]
     if _reads_its_statistics_only(layer):

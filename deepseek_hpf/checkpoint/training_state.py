@@ -18,6 +18,7 @@ import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
 
+from deepseek_hpf.adapters.forward_state import carried_states
 from deepseek_hpf.errors import ConfigError
 
 AUTO_NUMBER = re.compile(r"_\d+(?=[/_]|$)")
@@ -46,7 +47,7 @@ class StateVariable:
     """One variable of a run, with its place in it.
 
     Args:
-        section: `"model"`, `"optimizer"`, `"metrics"` or `"random"`.
+        section: `"model"`, `"states"`, `"optimizer"`, `"metrics"` or `"random"`.
         index: Its place within the section; the order is the order of creation.
         variable: The Keras variable.
     """
@@ -79,8 +80,9 @@ def training_variables(model: Any, *, metrics: bool) -> list[StateVariable]:
     """Lists the variables of a run, each once.
 
     `"model"` holds trainable and other weights and the states of the seed generators that belong to
-    layers; `"optimizer"` all that the optimizer made, wrapper and inner optimizer alike; `"random"`
-    the state of the seed generator that `keras.random` falls back to, if it was ever used.
+    layers; `"states"` what stateful RNNs carry from batch to batch; `"optimizer"` all that the
+    optimizer made, wrapper and inner optimizer alike; `"random"` the state of the seed generator
+    that `keras.random` falls back to, if it was ever used.
 
     Args:
         model: A built Keras model with a built optimizer, or with none.
@@ -91,6 +93,7 @@ def training_variables(model: Any, *, metrics: bool) -> list[StateVariable]:
         The variables in the order of their sections.
     """
     sections: dict[str, Iterable[Any]] = {"model": model.variables}
+    sections["states"] = carried_states(model)
     if getattr(model, "optimizer", None) is not None:
         sections["optimizer"] = model.optimizer.variables
     if metrics:

@@ -92,6 +92,21 @@ def entry(path, shape=(2,), dtype="float32", section="model", index=0):
     return StateVariable(section, index, variable)
 
 
+def test_what_stateful_rnns_carry_is_listed():
+    cells = keras.layers.StackedRNNCells([keras.layers.LSTMCell(2), keras.layers.LSTMCell(2)])
+    recurrent = [
+        keras.layers.GRU(3, stateful=True, return_sequences=True),
+        keras.layers.RNN(cells, stateful=True),
+    ]
+    model = keras.Sequential([keras.Input(batch_shape=(2, 3, 4)), *recurrent])
+    model(np.ones((2, 3, 4), "float32"))
+    listed = training_state.training_variables(model, metrics=False)
+    carried = [v for v in listed if v.section == "states"]
+    assert len(carried) == 1 + 4
+    known = {id(v) for layer in recurrent for v in keras.tree.flatten(layer.states)}
+    assert {id(v.variable) for v in carried} == known
+
+
 def test_differences_name_the_variable():
     saved = [entry("net/dense/kernel").describe()]
     assert training_state.differences(saved, [entry("net_3/dense_12/kernel")]) == []
