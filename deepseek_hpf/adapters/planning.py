@@ -113,7 +113,7 @@ class _Deciding:
         self._resolution = resolution
         self._critical = critical_layers(model, walked)
         ordinary = [w.layer for w in walked if id(w.layer) not in self._critical]
-        self._own = own_policy(model, ordinary, original)
+        self._own = own_policy(model, [w.layer for w in walked], ordinary, original)
         self._at = {w.path: w for w in walked}
         self._after: dict[str | None, str] = {None: policy.name}
         self._compute: dict[str | None, str] = {None: policy.compute_dtype}
@@ -189,15 +189,23 @@ class _Deciding:
         return truthful_policy(self._model, self._target)[0]
 
 
-def own_policy(model: keras.Model, layers: list[keras.Layer], original: OriginalPolicy) -> str:
+def own_policy(
+    model: keras.Model,
+    layers: list[keras.Layer],
+    ordinary: list[keras.Layer],
+    original: OriginalPolicy,
+) -> str:
     """Name of the policy that a model was made under: layers with another one were given it.
 
     It is the model's own policy. Where that is float32 it may be so because Keras does not save the
-    policy of a functional model; what most layers have decides then, and not float32 in a tie.
+    policy of a functional model. What the layers have that were made without a `dtype` decides
+    then; in a model made from its config, where all have one, what most ordinary layers have, and
+    not float32 in a tie.
 
     Args:
         model: The model.
-        layers: Its layers; those that are in float32 by default left out.
+        layers: Its layers.
+        ordinary: Those of them that are not in float32 by default.
         original: Tells what policy a layer was made with.
 
     Returns:
@@ -206,11 +214,23 @@ def own_policy(model: keras.Model, layers: list[keras.Layer], original: Original
     own = str(original(model).name)
     if own != "float32":
         return own
-    counted = [x for x in layers if not is_container(x) and reason_to_leave(x) is None]
-    names = Counter(original(layer).name for layer in counted)
+    inherited = Counter(original(x).name for x in _deciding(layers) if _was_given_no_dtype(x))
+    if inherited:
+        return str(inherited.most_common(1)[0][0])
+    names = Counter(original(layer).name for layer in _deciding(ordinary))
     full = names.pop(own, 0)
     most = names.most_common(1)
     return str(most[0][0]) if most and most[0][1] >= full else own
+
+
+def _deciding(layers: list[keras.Layer]) -> list[keras.Layer]:
+    return [x for x in layers if not is_container(x) and reason_to_leave(x) is None]
+
+
+def _was_given_no_dtype(layer: keras.Layer) -> bool:
+    """Whether a layer surely took the global policy: Keras keeps what it was constructed with."""
+    constructed_with = getattr(layer, "_auto_config", None)
+    return constructed_with is not None and constructed_with.config.get("dtype") is None
 
 
 def is_container(layer: keras.Layer) -> bool:

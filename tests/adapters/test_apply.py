@@ -279,6 +279,20 @@ def test_a_dtype_given_to_a_layer_stays(global_dtype_policy):
     assert [r.after for r in afresh.rows] == ["float32", "mixed_float16", "float32"]
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_low_dtype_given_to_a_layer_stays_however_few_the_others(policy, others):
+    given = layers.Dense(4, name="given", dtype="mixed_float16")
+    model = keras.Sequential(
+        [keras.Input((4,)), given, *(layers.Dense(4) for _ in range(others)), layers.Dense(1)]
+    )
+    model.compile("adam", "mse")
+    report = apply_policy(model, policy)
+    assert report.row("given").after == "mixed_float16"
+    assert {row.after for row in report.rows[1:-1]} <= {policy}
+    assert model.optimizer.scales_loss
+
+
 def test_what_cannot_be_changed_is_left():
     x = keras.Input((4,))
     y = layers.Dense(4, name="quantized")(x)
