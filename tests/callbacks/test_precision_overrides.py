@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import keras
 import numpy as np
@@ -242,3 +243,22 @@ def test_what_is_no_policy_is_refused_at_once():
         PrecisionOverrides(None)
     with pytest.raises(ConfigError, match="mixed_float17"):
         PrecisionOverrides("mixed_float17")
+
+
+@pytest.mark.slow
+@pytest.mark.backend("torch")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles with g++")
+def test_a_step_compiled_by_pytorch_skips_bad_batches_only():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=True)
+    x = np.random.default_rng().random((16, 4), "float32")
+    x[:4] = np.nan
+    overrides = PrecisionOverrides("mixed_bfloat16")
+    with pytest.warns(RuntimeWarning, match="NaN or inf"):
+        history = model.fit(
+            x, np.ones((16, 1)), batch_size=4, shuffle=False, verbose=0, callbacks=[overrides]
+        ).history
+    assert history["skipped_steps"] == [1]
+    assert int(model.optimizer.iterations) == 3
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(w).all() for w in model.get_weights())
