@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Files that are either written whole or not at all, and the folder of the caches."""
 
 import contextlib
 import os
@@ -6,6 +6,29 @@ import tempfile
 from pathlib import Path
 
 StrPath = str | os.PathLike[str]
+CACHE_VARIABLE = "DEEPSEEK_HPF_CACHE"
+
+
+def cache_directory(given: StrPath | None = None) -> Path:
+    """Returns the folder of this package's caches, without making it.
+
+    Args:
+        given: What the caller asked for; if None, the environment variable `DEEPSEEK_HPF_CACHE`,
+            else `$XDG_CACHE_HOME/deepseek_hpf`, else `~/.cache/deepseek_hpf`. An empty variable,
+            and a relative `XDG_CACHE_HOME`, count as not set, as the XDG specification has it.
+
+    Returns:
+        The folder's path.
+
+    References:
+        https://specifications.freedesktop.org/basedir-spec/latest/
+    """
+    if given is not None:
+        return Path(given).expanduser()
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own).expanduser()
+    xdg = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (xdg if xdg.is_absolute() else Path("~/.cache").expanduser()) / "deepseek_hpf"
 
 
 def write_text_atomically(path: StrPath, text: str) -> None:

@@ -15,7 +15,8 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 # entry, and within itself free.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"lazy", "files"},
+    {"lazy", "files", "timing"},
+    {"measurement_cache"},
     {"dtypes"},
     {"hardware"},
     {"config_wording"},

@@ -17,32 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.files import CACHE_VARIABLE
 
-CACHE_VARIABLE = "DEEPSEEK_HPF_CACHE"
 MANIFEST = "sha256.json"
 _ABANDONED_AFTER = 24 * 3600.0  # seconds; a writer takes some seconds
-
-
-def cache_directory(given: str | os.PathLike[str] | None = None) -> Path:
-    """Returns the folder of this package's caches, without making it.
-
-    Args:
-        given: What the caller asked for; if None, the environment variable `DEEPSEEK_HPF_CACHE`,
-            else `$XDG_CACHE_HOME/deepseek_hpf`, else `~/.cache/deepseek_hpf`. An empty variable,
-            and a relative `XDG_CACHE_HOME`, count as not set, as the XDG specification has it.
-
-    Returns:
-        The folder's path.
-
-    References:
-        https://specifications.freedesktop.org/basedir-spec/latest/
-    """
-    if given is not None:
-        return Path(given).expanduser()
-    if own := os.environ.get(CACHE_VARIABLE):
-        return Path(own).expanduser()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return (xdg if xdg.is_absolute() else Path("~/.cache").expanduser()) / "deepseek_hpf"
 
 
 def write_manifest(folder: Path) -> None:

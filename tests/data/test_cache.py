@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_hpf.data.cache import cache_directory, ensure_folder, is_whole, write_manifest
+from deepseek_hpf.data.cache import ensure_folder, is_whole, write_manifest
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.files import cache_directory
 
 pytestmark = pytest.mark.pure
 
