@@ -1,0 +1,1 @@
+"""Where precision is lost and where time is wasted: conflicts, ranges, census, and the report."""
