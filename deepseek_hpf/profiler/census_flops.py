@@ -2,7 +2,7 @@
 
 import math
 
-from deepseek_hpf.profiler.census_record import Array
+from deepseek_hpf.profiler.census_operations import Array
 
 Shape = tuple[int, ...]
 
