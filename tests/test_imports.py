@@ -15,7 +15,7 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 # entry, and within itself free.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"lazy", "files", "timing"},
+    {"extras", "lazy", "files", "timing"},
     {"measurement_cache"},
     {"dtypes"},
     {"hardware"},

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from deepseek_hpf.data.batches import check_batch_size, make_batches
 from deepseek_hpf.data.cache import ensure_folder
-from deepseek_hpf.data.extras import import_extra
 from deepseek_hpf.data.resize import enlarge
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.extras import import_extra
 from deepseek_hpf.files import cache_directory
 
 VERSION = "1.0.0"

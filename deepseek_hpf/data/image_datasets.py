@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from deepseek_hpf.data.batches import check_batch_size
-from deepseek_hpf.data.extras import import_extra
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.extras import import_extra
 from deepseek_hpf.files import cache_directory
 
 _A_PUBLIC_HOST = ("storage.googleapis.com", 443)

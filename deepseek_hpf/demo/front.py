@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from deepseek_hpf.config import PrecisionConfig
-from deepseek_hpf.data.extras import import_extra
 from deepseek_hpf.demo.comparison import compare
 from deepseek_hpf.demo.progress import ProgressDisplay
 from deepseek_hpf.demo.records import Comparison, RunSettings
@@ -20,6 +19,7 @@ from deepseek_hpf.demo.summary import (
     to_json,
 )
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.extras import import_extra
 from deepseek_hpf.files import write_bytes_atomically, write_text_atomically
 
 PICTURE, PAGE, FIGURES = "loss.png", "report.html", "results.json"

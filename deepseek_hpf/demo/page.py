@@ -2,10 +2,10 @@
 
 import base64
 
-from deepseek_hpf.data.extras import import_extra
 from deepseek_hpf.demo.plots import DARK, LIGHT, NARROW, WIDE, loss_curves
 from deepseek_hpf.demo.records import Comparison
 from deepseek_hpf.demo.summary import run_names, sentences, settings_in_words, table_rows
+from deepseek_hpf.extras import import_extra
 
 
 def render_page(comparison: Comparison) -> str:

@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from deepseek_hpf.data.extras import import_extra
 from deepseek_hpf.demo.records import Comparison, RunResult
 from deepseek_hpf.demo.summary import run_names
+from deepseek_hpf.extras import import_extra
 
 
 class Style(NamedTuple):
