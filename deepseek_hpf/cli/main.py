@@ -104,8 +104,24 @@ def run(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always. 0 on success, 2 for an error, 130 after Ctrl-C; a command may have more.
     """
+    run_application(app, "hpf", arguments)
+
+
+def run_application(
+    application: typer.Typer, name: str, arguments: Sequence[str] | None = None
+) -> None:
+    """Runs an application as `run` does.
+
+    Args:
+        application: The application.
+        name: Its name in the help.
+        arguments: What follows the name; from the command line if None.
+
+    Raises:
+        SystemExit: Always, as `run`.
+    """
     try:
-        app(args=arguments, prog_name="hpf")
+        application(args=arguments, prog_name=name)
     except (ConfigError, PrecisionError, MissingBackendError, OSError) as error:
         _fail(f"error: {error}", EXIT_ERROR)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from deepseek_hpf.extras import import_extra
 from deepseek_hpf.profiler import page_chain, wording
 from deepseek_hpf.profiler.report import FORMATS_TRIED, ProfileReport, RangeRow
 
-# Told apart by colour-blind eyes (after Okabe and Ito), and of contrast 3 or more to the ground. The
+# Told apart by colour-blind eyes (after Okabe and Ito), of contrast 3 or more to the ground. The
 # dtype's name stands beside the colour everywhere.
 BACKGROUNDS = {"light": "#ffffff", "dark": "#14181d"}
 COLOURS = {

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from deepseek_hpf.files import StrPath, write_text_atomically
+
 FORMATS_TRIED = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 # Signal-to-noise of values that a format holds exactly: JSON has no infinity.
 EXACT_DB = 200.0
@@ -297,6 +299,57 @@ class ProfileReport:
             The rows; several only for weights.
         """
         return tuple(row for row in self.ranges if (row.path, row.kind) == (path, kind))
+
+    def to_html(self, path: StrPath) -> None:
+        """Writes the report as one HTML page that needs nothing else.
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            ConfigError: jinja2, of the extra `report`, is not installed.
+            OSError: The file cannot be written.
+        """
+        from deepseek_hpf.profiler.page import render_page
+
+        write_text_atomically(path, render_page(self))
+
+    def to_json(self, path: StrPath) -> None:
+        """Writes the report as JSON, of the schema that is shipped as `profile.schema.json`.
+
+        Args:
+            path: Where to write.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        from deepseek_hpf.profiler.report_json import to_json
+
+        write_text_atomically(path, to_json(self))
+
+    @classmethod
+    def from_json(cls, path: StrPath) -> "ProfileReport":
+        """Reads what `to_json` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The report.
+
+        Raises:
+            ConfigError: It is no report.
+            OSError: It cannot be read.
+        """
+        from deepseek_hpf.profiler.report_json import read_report
+
+        return read_report(path)
+
+    def __str__(self) -> str:
+        """The report as tables, worst first."""
+        from deepseek_hpf.profiler.console import report_text
+
+        return report_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values only: dicts, lists, strings, finite numbers, None.
