@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
     from deepseek_hpf.plan import PrecisionPlan as PrecisionPlan
     from deepseek_hpf.policy import MixedPrecisionPolicy as MixedPrecisionPolicy
+    from deepseek_hpf.profiler.profile import profile as profile
+    from deepseek_hpf.profiler.report import ProfileReport as ProfileReport
 
 __version__ = "0.1.0.dev0"
 
@@ -39,12 +41,14 @@ _exported, __dir__, __all__ = lazy_exports(
         "PrecisionError": "deepseek_hpf.errors:PrecisionError",
         "PrecisionPlan": "deepseek_hpf.plan:PrecisionPlan",
         "PrecisionRule": "deepseek_hpf.config:PrecisionRule",
+        "ProfileReport": "deepseek_hpf.profiler.report:ProfileReport",
         "apply_policy": "deepseek_hpf.adapters.apply:apply_policy",
         "callbacks": "deepseek_hpf.callbacks",
         "clipping": "deepseek_hpf.optimizers.clipping",
         "data": "deepseek_hpf.data",
         "export": "deepseek_hpf.adapters.export:export",
         "hardware": "deepseek_hpf.hardware",
+        "profile": "deepseek_hpf.profiler.profile:profile",
     },
 )
 

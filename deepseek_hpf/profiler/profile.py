@@ -1,0 +1,223 @@
+"""`profile`: one recorded step of a model, and what it shows."""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from deepseek_hpf.adapters.applied import Applied
+from deepseek_hpf.adapters.output import output_producers
+from deepseek_hpf.config_wording import shown
+from deepseek_hpf.errors import ConfigError, ConfigTypeError
+from deepseek_hpf.profiler.census import take_census
+from deepseek_hpf.profiler.conflicts import find_conflicts, model_inputs
+from deepseek_hpf.profiler.evidence import Evidence
+from deepseek_hpf.profiler.nonfinite import hunted
+from deepseek_hpf.profiler.recorded_step import RecordedStep, find_targets, own_variables
+from deepseek_hpf.profiler.recorder import Recorder, Target
+from deepseek_hpf.profiler.report import Census, Edge, LayerRow, ProfileReport, RangeRow
+from deepseek_hpf.profiler.standing_model import built
+from deepseek_hpf.profiler.summing import dtype_of, summarize
+
+
+def profile(
+    model: keras.Model,
+    batch: Any,
+    *,
+    steps: int = 1,
+    ranges: bool = True,
+    census: bool = True,
+) -> ProfileReport:
+    """Finds where a model loses precision and where it converts to no use, from a recorded step.
+
+    The step runs forward, loss and backward, operation by operation, with every write of a variable
+    caught: weights, optimizer, metrics, compiled functions and random states are afterwards what
+    they were, also after an exception. Gradients are recorded under the optimizer's loss scale and
+    reported without it. Under JAX the operations inside layers come from a trace.
+
+    Args:
+        model: A Keras model. One that is not built is copied and the copy built from the batch; one
+            that is not compiled runs forward only.
+        batch: `(x, y)` or `(x, y, sample_weight)`, as in training.
+        steps: Number of recorded steps on the batch; random layers draw the same numbers in each.
+        ranges: Whether to measure ranges, which takes most of the time.
+        census: Whether to count the operations of the compiled step.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigTypeError: `model` is not a Keras model.
+        ConfigError: The batch does not fit, or the model cannot be built from it.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> from deepseek_hpf import profile
+        >>> head = keras.layers.Dense(3, dtype="mixed_bfloat16", name="head")
+        >>> model = keras.Sequential([keras.Input((4,)), head])
+        >>> model.compile("sgd", "mse")
+        >>> report = profile(model, (np.ones((2, 4), "float32"), np.ones((2, 3), "float32")))
+        >>> [(conflict.kind, conflict.path) for conflict in report.conflicts]
+        [('low_output', 'head')]
+        >>> report.conflicts[0].rule
+        {'layers': 'head', 'policy': 'float32'}
+    """
+    begin = time.perf_counter()
+    x, y, weight = _checked(model, batch, steps)
+    notes: list[str] = []
+    model = built(model, x, notes)
+    targets, factor = find_targets(model), _loss_scale(model)
+    recorder = Recorder(targets, ranges=ranges, factor=1.0 / factor)
+    step = RecordedStep(model, x, y, weight)
+    _run(step, recorder, steps, factor)
+    if not step.has_loss:
+        notes.append("no loss or no labels: forward only, no gradients")
+    ran = [target for target in targets if target.calls]
+    if ranges:
+        _weights(recorder, ran)
+    evidence = _evidence(model, x, step, recorder, ran)
+    counted = _census(model, batch, notes) if census and step.has_loss else Census()
+    return ProfileReport(
+        model=model.name,
+        backend=keras.backend.backend(),
+        policy=model.dtype_policy.name,
+        steps=steps,
+        layers=tuple(_row(target, evidence, steps) for target in ran if target.is_layer),
+        edges=_edges(evidence, steps),
+        conflicts=find_conflicts(evidence),
+        ranges=_ranges(recorder),
+        census=counted,
+        nonfinite=hunted(recorder, steps),
+        notes=tuple(notes),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _checked(model: Any, batch: Any, steps: int) -> tuple[Any, Any, Any]:
+    if not isinstance(model, keras.Model):
+        raise ConfigTypeError(
+            f"Expected `model` to be a keras.Model. Received: model={shown(model)} "
+            f"(of type {type(model)}). Load a file with keras.saving.load_model first."
+        )
+    if not isinstance(batch, tuple | list) or not 1 <= len(batch) <= 3 or batch[0] is None:
+        raise ConfigError(
+            "Expected `batch` to be (x, y) or (x, y, sample_weight), as in training. "
+            f"Received: {type(batch).__name__}. Take one with `next(iter(dataset))`."
+        )
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConfigError(f"Expected `steps` to be a positive integer. Received: steps={steps!r}")
+    x, y, weight = (*batch, None, None)[:3]
+    return x, y, weight
+
+
+def _run(step: RecordedStep, recorder: Recorder, steps: int, factor: float) -> None:
+    try:
+        for _ in range(steps):
+            step.run(recorder, factor)
+        step.trace(recorder)
+    except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
+        raise ConfigError(_refusal(error)) from error
+    except Exception as error:
+        # TensorFlow's own errors are of no common built-in class.
+        if type(error).__module__.startswith("tensorflow"):
+            raise ConfigError(_refusal(error)) from error
+        raise
+
+
+def _refusal(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Keras's first line may only say where: what happened is the next.
+    told = [line for line in lines if not line.startswith("Exception encountered")]
+    first = re.sub(r"\x1b\[[0-9;]*m", "", next(iter(told), ""))
+    return (
+        "Expected a batch that the model can train on. Received one on which its step fails: "
+        f"{type(error).__name__}: {first[:300]} Check shapes and dtypes with "
+        "`model.train_on_batch`."
+    )
+
+
+def _loss_scale(model: keras.Model) -> float:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not hasattr(optimizer, "scale_loss"):
+        return 1.0
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        scale = optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale
+        return float(keras.ops.convert_to_numpy(scale)) if scale is not None else 1.0
+    return float(optimizer.loss_scale_factor or 1.0)
+
+
+def _weights(recorder: Recorder, ran: list[Target]) -> None:
+    for target in ran:
+        for variable in own_variables(target.operation) if target.is_layer else []:
+            summary = summarize(variable.value)
+            recorder.note_summary(target.path, "weight", summary, variable.name)
+
+
+def _evidence(
+    model: keras.Model, x: Any, step: RecordedStep, recorder: Recorder, ran: list[Target]
+) -> Evidence:
+    optimizer = getattr(model, "optimizer", None)
+    return Evidence(
+        targets=ran,
+        passages=recorder.passages,
+        operations=recorder.operations,
+        model_inputs=model_inputs(model, x, dtype_of),
+        outputs=_outputs(model, step, ran),
+        loss_dtypes=step.loss_dtypes,
+        scales_loss=isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        or bool(getattr(optimizer, "loss_scale_factor", None)),
+        has_masters=bool(getattr(optimizer, "master_weights", False)),
+        is_compiled=optimizer is not None,
+        cast_results=frozenset(map(id, Applied.to(model).layers_with_cast_results())),
+    )
+
+
+def _outputs(model: keras.Model, step: RecordedStep, ran: list[Target]) -> list[tuple[str, str]]:
+    by_operation = {id(target.operation): target.path for target in ran}
+    paths = list(step.output_paths)
+    for producer in output_producers(model) or []:
+        if producer.position < len(paths) and id(producer.operation) in by_operation:
+            paths[producer.position] = by_operation[id(producer.operation)]
+    return list(zip(paths, step.output_dtypes, strict=True))
+
+
+def _census(model: keras.Model, batch: Any, notes: list[str]) -> Census:
+    try:
+        return take_census(model, batch)
+    except ConfigError as error:
+        notes.append(f"no census: {error}")
+        return Census()
+
+
+def _row(target: Target, evidence: Evidence, steps: int) -> LayerRow:
+    layer = target.operation
+    return LayerRow(
+        path=target.path,
+        class_name=type(layer).__name__,
+        policy=layer.dtype_policy.name,
+        compute_dtype=str(layer.compute_dtype),
+        variable_dtype=str(layer.variable_dtype),
+        inputs=tuple(target.inputs),
+        computed=tuple(target.computed),
+        outputs=tuple(target.outputs),
+        variables=tuple(evidence.variable_dtypes(target)),
+        calls=target.calls // steps,
+        seconds=target.seconds / steps,
+        parent=target.parent,
+    )
+
+
+def _edges(evidence: Evidence, steps: int) -> tuple[Edge, ...]:
+    sums: dict[tuple[str, str, str, str], int] = {}
+    for passage in evidence.passages:
+        key = (passage.source, passage.target, passage.before, passage.after)
+        sums[key] = sums.get(key, 0) + evidence.cast_bytes([passage]) // steps
+    return tuple(Edge(*key, count) for key, count in sums.items())
+
+
+def _ranges(recorder: Recorder) -> tuple[RangeRow, ...]:
+    order: Mapping[str, int] = {t.path: index for index, t in enumerate(recorder.targets)}
+    rows = [summary.row(*key) for key, summary in recorder.summaries.items()]
+    return tuple(sorted(rows, key=lambda row: order.get(row.path, len(order))))
