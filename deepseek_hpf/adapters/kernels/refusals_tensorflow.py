@@ -1,0 +1,36 @@
+"""Reasons that several kernels share for leaving a layer alone."""
+
+import keras
+import tensorflow as tf
+
+
+def on_cpu_only(layer: keras.Layer) -> str | None:
+    """Refuses where TensorFlow has an accelerator, and layers whose weights were exchanged.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        The reason, or None.
+    """
+    if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"):
+        return "this kernel is for CPUs"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"it is quantized ({layer.quantization_mode})"
+    if getattr(layer, "lora_enabled", False):
+        return "it has LoRA weights"
+    return None
+
+
+def low_on_cpu_only(layer: keras.Layer) -> str | None:
+    """Refuses what `on_cpu_only` refuses, and layers that do not compute in bfloat16.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        The reason, or None.
+    """
+    if layer.compute_dtype != "bfloat16":
+        return f"it pays in bfloat16 only, and the layer computes in {layer.compute_dtype}"
+    return on_cpu_only(layer)
