@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from deepseek_hpf.callbacks.precision_overrides import (
         PrecisionOverrides as PrecisionOverrides,
     )
+    from deepseek_hpf.callbacks.precision_profiler import PrecisionProfiler as PrecisionProfiler
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "BackupAndRestore": "deepseek_hpf.callbacks.backup_and_restore:BackupAndRestore",
         "PrecisionOverrides": "deepseek_hpf.callbacks.precision_overrides:PrecisionOverrides",
+        "PrecisionProfiler": "deepseek_hpf.callbacks.precision_profiler:PrecisionProfiler",
     },
 )

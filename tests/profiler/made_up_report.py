@@ -103,7 +103,7 @@ def report(names=(), **changes):
             *(conflict(name) for name in names),
         ),
         "ranges": tuple(
-            range_row(path, kind, largest=10.0**index)
+            range_row(path, kind, largest=10.0 ** (index % 30))
             for index, path in enumerate(paths)
             for kind in ("input", "output", "output_gradient")
         ),
