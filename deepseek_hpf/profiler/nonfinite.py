@@ -4,7 +4,7 @@ from deepseek_hpf.profiler.recorder import LOSS, Recorder
 from deepseek_hpf.profiler.report import NonFinite
 
 
-def hunted(recorder: Recorder, steps: int) -> NonFinite | None:
+def hunted(recorder: Recorder) -> NonFinite | None:
     """Names what first made a value that is not finite.
 
     Forward, that is the layer whose result is the first that is not finite. Backward, a gradient
@@ -12,7 +12,6 @@ def hunted(recorder: Recorder, steps: int) -> NonFinite | None:
 
     Args:
         recorder: What watched the step.
-        steps: Number of steps that were run.
 
     Returns:
         The finding; None where everything was finite.
@@ -30,7 +29,7 @@ def hunted(recorder: Recorder, steps: int) -> NonFinite | None:
         path,
         classes.get(path, path),
         value,
-        0,
+        recorder.nonfinite_step,
         tuple(summary.row(place, kind) for place, summary in recorder.nonfinite_history),
     )
 

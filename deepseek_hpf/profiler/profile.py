@@ -89,7 +89,7 @@ def profile(
         conflicts=find_conflicts(evidence),
         ranges=_ranges(recorder),
         census=counted,
-        nonfinite=hunted(recorder, steps),
+        nonfinite=hunted(recorder),
         notes=tuple(notes),
         seconds=time.perf_counter() - begin,
     )
@@ -114,7 +114,7 @@ def _checked(model: Any, batch: Any, steps: int) -> tuple[Any, Any, Any]:
 
 def _run(step: RecordedStep, recorder: Recorder, steps: int, factor: float) -> None:
     try:
-        for _ in range(steps):
+        for recorder.step in range(steps):
             step.run(recorder, factor)
         step.trace(recorder)
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:

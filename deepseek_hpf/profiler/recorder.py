@@ -96,6 +96,8 @@ class Recorder:
         self.operations: dict[SeenOperation, int] = {}
         self.summaries: dict[tuple[str, str, str], Summary] = {}
         self.first_nonfinite: tuple[str, str, str] | None = None
+        self.step = 0
+        self.nonfinite_step = 0
         self.weight_gradient_was_first = False
         self.nonfinite_history: list[tuple[str, Summary]] = []
         self.tracing = False
@@ -344,6 +346,7 @@ class Recorder:
             phase = "backward" if self.weight_gradient_was_first else phase
             self.first_nonfinite = (phase, path, summary.nonfinite)
             self.nonfinite_history = list(self._recent)
+            self.nonfinite_step = self.step
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

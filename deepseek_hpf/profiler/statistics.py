@@ -31,9 +31,10 @@ def partial_statistics(values: Any, count_exponents: Any) -> Partial:
             being a bin for what does not count.
 
     Returns:
-        Counts (zeros, NaN, infinities, then overflow and underflow of each format), bits of the
-        smallest and largest magnitude, sums of squares (signal and noise of each format, in units
-        of the square of the power of two of the largest), numbers by exponent.
+        Counts (zeros, NaN, infinities, then overflow and underflow of each format); bits of the
+        smallest and largest magnitude, then for each format the exponent of the largest that it
+        holds; sums of squares (signal and noise of each format, in units of the square of two to
+        that exponent); numbers by exponent.
     """
     ops = keras.ops
     magnitude = ops.bitwise_and(ops.view(ops.cast(values, "float32"), "int32"), 0x7FFFFFFF)
@@ -43,22 +44,24 @@ def partial_statistics(values: Any, count_exponents: Any) -> Partial:
     smallest = ops.min(ops.where(used, magnitude, _INFINITY))
     bits = _normal(magnitude)
     exponent = ops.right_shift(bits, 23) - 127
-    top = ops.right_shift(_normal(ops.maximum(largest, 0)), 23) - 127
-    scaled = _power_times(exponent - top, ops.bitwise_and(bits, _MANTISSA - 1))
-    scaled = ops.where(used, scaled, 0.0)
+    mantissa = ops.bitwise_and(bits, _MANTISSA - 1)
     counts = [magnitude == 0, magnitude > _INFINITY, magnitude == _INFINITY]
-    sums = []
+    sums, extremes = [], [smallest, largest]
     for name in FORMATS_TRIED:
         entry = FORMATS[name]
         overflow = ops.logical_and(finite, magnitude >= _overflow_bits(entry))
         counts += [overflow, ops.logical_and(used, magnitude <= _underflow_bits(entry))]
-        kept = ops.where(overflow, 0.0, scaled)
-        error = kept - _rounded(kept, exponent, top, entry)
+        # Squares of what is kept must not vanish beside what overflows.
+        fits = ops.logical_and(used, ops.logical_not(overflow))
+        unit = ops.max(ops.where(fits, exponent, LOWEST_EXPONENT))
+        kept = ops.where(fits, _power_times(exponent - unit, mantissa), 0.0)
+        error = kept - _rounded(kept, exponent, unit, entry)
+        extremes.append(unit)
         sums += [ops.sum(ops.square(kept)), ops.sum(ops.square(error))]
     binned = ops.where(used, exponent - LOWEST_EXPONENT, EXPONENTS)
     return (
         ops.stack([ops.sum(ops.cast(c, "int32")) for c in counts]),
-        ops.stack([smallest, largest]),
+        ops.stack(extremes),
         ops.stack(sums),
         count_exponents(binned),
     )
@@ -142,11 +145,11 @@ class Summary:
         self.counts += counts
         self.counts[0] -= padding
         self.smallest = min(self.smallest, int(extremes[0]))
-        largest = int(extremes[1])
-        self.largest = max(self.largest, -1 if size == 0 else largest)
-        if largest > 0:
-            unit = math.ldexp(1.0, math.frexp(_value(largest))[1] - 1)
-            self.sums += sums.astype("float64") * unit * unit
+        # Padding is finite: it must not pass for a value where no other is.
+        largest = int(extremes[1]) if counts[1] + counts[2] < size else -1
+        self.largest = max(self.largest, largest)
+        units = np.ldexp(1.0, extremes[2:].astype("int64"))
+        self.sums += sums.astype("float64") * np.repeat(units * units, 2)
         self.histogram += histogram[:EXPONENTS]
 
     def merge(self, other: "Summary") -> None:

@@ -8,6 +8,8 @@ from deepseek_hpf import MixedPrecisionPolicy, PrecisionConfig, apply_policy, pr
 from deepseek_hpf.profiler.evidence import exact_rule
 
 BACKEND = keras.backend.backend()
+# JAX compiles every operation of every model.
+pytestmark = [pytest.mark.slow] if BACKEND == "jax" else []
 HERE = [case for case in PLANTED if BACKEND in case.backends]
 
 
