@@ -36,3 +36,35 @@ def test_subclasses_have_no_kernel():
     layer = Own(4, activation="gelu")
     layer.build((None, 4))
     assert chosen(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (keras.layers.Conv2D(4, 3, groups=4), (2, 8, 8, 4)),
+        (keras.layers.DepthwiseConv2D(5, strides=2, dtype="mixed_bfloat16"), (2, 8, 8, 4)),
+        (keras.layers.Activation("gelu"), (2, 128, 128)),
+        (keras.layers.LayerNormalization(), (2, 8, 4)),
+        (keras.layers.LSTM(4), (2, 5, 3)),
+    ],
+)
+def test_xla_compiles_steps_with_kernels(layer, shape):
+    import tensorflow as tf
+
+    from deepseek_hpf.adapters.kernels.candidates_tensorflow import candidates
+
+    layer.build(shape)
+    name = chosen(layer)
+    layer.call = candidates(layer)[name].wrap(layer, layer.call)
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.cast(layer(x), tf.float32) ** 2)
+        return loss, tape.gradient(loss, x)
+
+    x = tf.random.normal(shape)
+    plain, compiled = tf.function(step)(x), tf.function(step, jit_compile=True)(x)
+    for one, other in zip(plain, compiled, strict=True):
+        difference = tf.reduce_max(tf.abs(one - other)) / tf.reduce_max(tf.abs(one))
+        assert difference < (0.03 if layer.compute_dtype == "bfloat16" else 1e-4)
