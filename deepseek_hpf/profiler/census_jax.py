@@ -36,7 +36,7 @@ def trace_step(model: keras.Model, batch: Any, measure: bool) -> Traced:
     Args:
         model: Built and compiled, with stand-ins for what is not built.
         batch: Arrays.
-        measure: Whether to run the step for its times.
+        measure: Whether times are asked for; there are none, and a note says so.
 
     Returns:
         The operations of the jaxpr, those of inner ones included, and notes.
@@ -50,7 +50,8 @@ def trace_step(model: keras.Model, batch: Any, measure: bool) -> Traced:
     )
     # A function object of its own: `jax` would hand out an earlier trace of a bound method.
     traced = jax.make_jaxpr(lambda state, data: model.train_step(state, data))(state, batch)
-    return list(_operations(traced.jaxpr, 1, "")), []
+    notes = ["No times: XLA fuses these operations, and runs none of them by itself."]
+    return list(_operations(traced.jaxpr, 1, "")), notes if measure else []
 
 
 def _operations(jaxpr: Any, times: int, place: str) -> Iterator[TracedOperation]:
