@@ -7,6 +7,8 @@ import pytest
 from deepseek_hpf import ConfigError, apply_policy, profile
 
 L = keras.layers
+# JAX compiles every operation of every model.
+pytestmark = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
 
 
 def rows(*shape):
