@@ -82,8 +82,8 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
     Example:
         >>> import tensorflow as tf
         >>> from deepseek_hpf.adapters.kernels.activation_tensorflow import gelu
-        >>> gelu(tf.constant([-1.0, 0.0, 1.0])).numpy().round(4).tolist()
-        [-0.1587, 0.0, 0.8413]
+        >>> [f"{y:.4f}" for y in gelu(tf.constant([-1.0, 0.0, 1.0])).numpy()]
+        ['-0.1587', '0.0000', '0.8413']
     """
     return _fused(_gelu, _gelu_gradient, x)
 

@@ -78,7 +78,8 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -
         >>> import tensorflow as tf
         >>> from deepseek_hpf.adapters.kernels.depthwise_tensorflow import depthwise_conv
         >>> x = tf.ones((1, 4, 4, 2), "bfloat16")
-        >>> depthwise_conv(x, tf.ones((3, 3, 2, 1), "bfloat16"), 2, "VALID").numpy().tolist()
+        >>> y = depthwise_conv(x, tf.ones((3, 3, 2, 1), "bfloat16"), 2, "VALID")
+        >>> y.numpy().astype(int).tolist()
         [[[[9, 9]]]]
     """
     strides = [1, stride, stride, 1]
