@@ -9,12 +9,12 @@ import keras
 
 from deepseek_hpf.adapters.compiled import forget_compiled_functions, remake_compiled_functions
 from deepseek_hpf.adapters.guard import install_guard
-from deepseek_hpf.adapters.hooking import CallHook, any_low, wanted_hooks
 from deepseek_hpf.adapters.optimizing import set_optimizer
 from deepseek_hpf.adapters.planning import Draft, compute_dtypes, draft
 from deepseek_hpf.adapters.report import OverrideReport
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.adapters.wording import warnings_for
+from deepseek_hpf.adapters.wrapped_calls import CallsSet, WrappedCalls
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
 # In the model's `__dict__`, not tracked by Keras, not saved, collected with the model.
@@ -33,8 +33,7 @@ class Applied:
         self._log = UndoLog()
         # id(layer) -> (layer, the policy it had before ours, ours)
         self._policies: dict[int, tuple[keras.Layer, Any, Any]] = {}
-        # id(target) -> (target, kind, wrapper)
-        self._hooks: dict[int, tuple[Any, tuple[Any, ...], Any]] = {}
+        self._calls = WrappedCalls(model)
         self._uninstall_guard: Callable[[], None] | None = None
         self._policy: MixedPrecisionPolicy | None = None
         self._report: OverrideReport | None = None
@@ -62,14 +61,15 @@ class Applied:
         Returns:
             The report.
         """
-        before = (self._policy, dict(self._policies), dict(self._hooks))
+        before = (self._policy, dict(self._policies), self._calls.noted())
         step = UndoLog()
         self._policy = policy
         try:
             report = self._carry_out(policy, step)
         except BaseException:
             step.undo()
-            self._policy, self._policies, self._hooks = before
+            self._policy, self._policies, noted = before
+            self._calls.renote(noted)
             raise
         self._log.extend(step)
         vars(self._model)[_PLACE] = self
@@ -84,7 +84,7 @@ class Applied:
         del vars(self._model)[_PLACE]
         self._log.undo()
         self._policies.clear()
-        self._hooks.clear()
+        self._calls.forget()
         forget_compiled_functions(self._model)
 
     def original_policy(self, layer: keras.Layer) -> Any:
@@ -105,18 +105,16 @@ class Applied:
         Returns:
             The layers, in no particular order.
         """
-        casting = {"result", "activation"}
-        hooked = [target for target, kind, _ in self._hooks.values() if kind[0] in casting]
-        return [target for target in hooked if isinstance(target, keras.Layer)]
+        return self._calls.layers_with_cast_results()
 
     def _carry_out(self, policy: MixedPrecisionPolicy, log: UndoLog) -> OverrideReport:
         model = self._model
         found = draft(model, policy, self.original_policy)
         model_before = model.dtype_policy.name
         dtypes = compute_dtypes(found.decisions, found.model_policy)
-        hooks = wanted_hooks(model, found.decisions) if any_low(dtypes) else []
         changed = self._set_policies(found, log)
-        changed |= self._set_hooks(hooks, log)
+        calls = self._calls.set(found, policy.config, log)
+        found, changed = calls.found, changed | calls.changed
         self._watch_builds(found, log)
         changed_jit, jit_line = self._set_jit(policy, log)
         expected = dtypes | _to_come(found, policy)
@@ -135,8 +133,9 @@ class Applied:
             optimizer=optimizer_line,
             guard="a step with a non-finite gradient changes nothing but the counters",
             jit_compile=jit_line,
-            operations=[hook.line for hook in hooks if hook.line],
-            warnings=warnings_for(found, policy.config),
+            kernels=calls.kernels,
+            operations=calls.operations,
+            warnings=[*warnings_for(found, policy.config), *calls.warnings],
             changed=changed,
             is_complete=found.is_built,
             _revert=self.revert,
@@ -147,25 +146,24 @@ class Applied:
         if vars(self._model).get(_PLACE) is not self or self._policy is None:
             return
         found = draft(self._model, self._policy, self.original_policy)
-        dtypes = compute_dtypes(found.decisions, found.model_policy)
-        hooks = wanted_hooks(self._model, found.decisions) if any_low(dtypes) else []
         self._set_policies(found, self._log)
-        self._set_hooks(hooks, self._log)
+        calls = self._calls.set(found, self._policy.config, self._log)
         self._watch_builds(found, self._log)
         if self._report is not None:
-            self._update(self._report, found, hooks)
+            self._update(self._report, calls, self._policy)
 
-    def _update(self, report: OverrideReport, found: Draft, hooks: list[CallHook]) -> None:
-        policy = self._policy
-        if policy is None:
-            return
+    def _update(
+        self, report: OverrideReport, calls: CallsSet, policy: MixedPrecisionPolicy
+    ) -> None:
+        found = calls.found
         said = {row.path: row.before for row in report.rows}
         rows = [d.row for d in found.decisions]
         report.rows[:] = [row.with_before(said.get(row.path, row.before)) for row in rows]
         report.plan = found.plan
         report.is_complete = found.is_built
-        report.operations[:] = [hook.line for hook in hooks if hook.line]
-        report.warnings[:] = warnings_for(found, policy.config)
+        report.kernels[:] = calls.kernels
+        report.operations[:] = calls.operations
+        report.warnings[:] = [*warnings_for(found, policy.config), *calls.warnings]
         self._warn(report.warnings)
 
     def _set_policies(self, found: Draft, log: UndoLog) -> bool:
@@ -184,25 +182,6 @@ class Applied:
         log.set_property(layer, "dtype_policy", ours)
         self._policies[id(layer)] = (layer, original, ours)
         return True
-
-    def _set_hooks(self, hooks: list[CallHook], log: UndoLog) -> bool:
-        wanted = {id(hook.target): hook for hook in hooks}
-        changed = False
-        for key, (target, kind, wrapper) in list(self._hooks.items()):
-            in_place = vars(target).get("call") is wrapper
-            if in_place and key in wanted and wanted[key].kind == kind:
-                del wanted[key]
-                continue
-            if in_place:
-                log.clear_on_instance(target, "call")
-            del self._hooks[key]
-            changed = True
-        for key, hook in wanted.items():
-            wrapper = hook.wrap(hook.target.call)
-            log.set_on_instance(hook.target, "call", wrapper)
-            self._hooks[key] = (hook.target, hook.kind, wrapper)
-            changed = True
-        return changed
 
     def _watch_builds(self, found: Draft, log: UndoLog) -> None:
         """Has `_finish` called whenever one of the unbuilt layers has been built."""

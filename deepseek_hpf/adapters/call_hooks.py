@@ -98,16 +98,16 @@ def with_float32_inside(call: Call) -> Call:
     return wrapper
 
 
-def with_float32_activation(layer: keras.Layer) -> Call:
+def with_float32_activation(call: Call, layer: keras.Layer) -> Call:
     """A matrix product that stays low, its result cast to float32 and the activation applied there.
 
     Args:
-        layer: A layer with an `activation` that its `call` applies last.
+        call: What is wrapped.
+        layer: Its layer, with an `activation` that the `call` applies last.
 
     Returns:
         The wrapper.
     """
-    call = layer.call
 
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -32,6 +32,20 @@ class CallHook:
     wrap: Callable[[call_hooks.Call], call_hooks.Call]
     line: str = ""
 
+    def around(self, inner: "CallHook | None") -> "CallHook":
+        """Joins two wrappers of one target.
+
+        Args:
+            inner: The one next to the target's own `call`; None for none.
+
+        Returns:
+            Both as one.
+        """
+        if inner is None:
+            return self
+        kind = (*self.kind, *inner.kind)
+        return CallHook(self.target, kind, lambda call: self.wrap(inner.wrap(call)), self.line)
+
 
 def wanted_hooks(model: keras.Model, decisions: list[Decision]) -> list[CallHook]:
     """Lists the wrappers that bring critical computations and outputs to float32.
@@ -56,7 +70,9 @@ def _of_layer(layer: keras.Layer, critical: Critical) -> CallHook | None:
         case "result":
             return CallHook(layer, kind, call_hooks.with_result_cast)
         case "activation":
-            return CallHook(layer, kind, lambda _: call_hooks.with_float32_activation(layer))
+            return CallHook(
+                layer, kind, lambda call: call_hooks.with_float32_activation(call, layer)
+            )
         case "back":
             owner = critical.owner
             return CallHook(layer, kind, lambda call: call_hooks.with_result_as(call, owner))

@@ -271,19 +271,15 @@ def unhonoured(config: PrecisionConfig) -> list[str]:
     """
     keys = []
     for index, rule in enumerate(config.rules):
-        if rule.kernel:
-            keys.append(f"rules[{index}].kernel")
         keys += [f"rules[{index}].{k}" for k in ("backward", "activations") if getattr(rule, k)]
     if config.dynamic is not None:
         keys.append("dynamic")
-    if config.kernels and "kernels" in config.model_fields_set:
-        keys.append("kernels")
     return keys
 
 
 def _layer_plan(decision: Decision, resolution: RuleResolution) -> LayerPlan:
     said: dict[str, Any] = {}
-    fields: tuple[RuleField, ...] = ("kernel", "backward", "activations")
+    fields: tuple[RuleField, ...] = ("backward", "activations")
     for field in fields:
         found = setting(resolution, decision.walked, field)
         if found is not None:

@@ -26,6 +26,8 @@ class OverrideRow:
             models, nor those of the layers that a composite layer or a subclassed model makes by
             itself; after loading, `apply_policy` sets them again.
         result_dtype: The dtype to which the layer's result is cast; None where it is left.
+        kernel: Name of the fused kernel that computes the layer; None where Keras does.
+        kernel_refusal: Why a kernel that is there for such layers does not compute this one.
     """
 
     path: str
@@ -36,6 +38,8 @@ class OverrideRow:
     reason: str
     saved: bool = True
     result_dtype: str | None = None
+    kernel: str | None = None
+    kernel_refusal: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -73,6 +77,7 @@ class OverrideReport:
         optimizer: One line on the optimizer.
         guard: One line on the guard of the training step.
         jit_compile: One line; empty where the model's own setting is left.
+        kernels: One line for each kind of fused kernel, and for each reason to do without.
         operations: One line for each operation, not being a layer, that computes in float32.
         warnings: What the user should know; also given as one Python warning.
         changed: Whether anything is other than before the call.
@@ -96,6 +101,7 @@ class OverrideReport:
     optimizer: str = ""
     guard: str = ""
     jit_compile: str = ""
+    kernels: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     changed: bool = False
@@ -136,6 +142,7 @@ class OverrideReport:
             ("optimizer", self.optimizer),
             ("guard", self.guard),
             ("jit_compile", self.jit_compile),
+            *(("kernels", line) for line in self.kernels),
             *(("operation", line) for line in self.operations),
             *(("warning", line) for line in self.warnings),
         ]

@@ -21,6 +21,18 @@ Elementwise = Callable[..., tf.Tensor]
 SMALL = 8192  # values an example: below it, starting the compiled loop costs what it saves
 
 
+def applies(layer: keras.Layer) -> bool:
+    """Whether a layer applies GELU or SiLU.
+
+    Args:
+        layer: A layer with an `activation`.
+
+    Returns:
+        True if it does.
+    """
+    return layer.activation in fused_activations()
+
+
 def refuses(layer: keras.Layer) -> str | None:
     """Why a layer keeps its own activation.
 
@@ -30,7 +42,7 @@ def refuses(layer: keras.Layer) -> str | None:
     Returns:
         The reason, or None.
     """
-    if layer.activation not in fused_activations():
+    if not applies(layer):
         return "its activation is neither GELU nor SiLU"
     if layer.compute_dtype not in ("bfloat16", "float32"):
         return f"the layer computes in {layer.compute_dtype}"

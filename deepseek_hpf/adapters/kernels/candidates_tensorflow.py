@@ -1,7 +1,5 @@
 """Which kernels may serve a layer, by its exact class: subclasses may compute something else."""
 
-from types import ModuleType
-
 import keras
 
 from deepseek_hpf.adapters.kernels import (
@@ -11,33 +9,49 @@ from deepseek_hpf.adapters.kernels import (
     layer_norm_tensorflow,
     lstm_tensorflow,
 )
+from deepseek_hpf.adapters.kernels.kernel import Kernel
 
-_CANDIDATES: dict[type[keras.Layer], dict[str, ModuleType]] = {
-    keras.layers.Activation: {"activation": activation_tensorflow},
-    keras.layers.Dense: {"activation": activation_tensorflow},
-    keras.layers.EinsumDense: {"activation": activation_tensorflow},
-    keras.layers.Conv2D: {
-        "grouped convolution": grouped_convolution_tensorflow,
-        "activation": activation_tensorflow,
-    },
-    keras.layers.DepthwiseConv2D: {
-        "depthwise convolution": depthwise_tensorflow,
-        "activation": activation_tensorflow,
-    },
-    keras.layers.LayerNormalization: {"layer normalization": layer_norm_tensorflow},
-    keras.layers.LSTM: {"LSTM": lstm_tensorflow},
+_ACTIVATION = Kernel(
+    "activation",
+    activation_tensorflow.refuses,
+    activation_tensorflow.wrap,
+    activation_tensorflow.applies,
+)
+_GROUPED = Kernel(
+    "grouped convolution",
+    grouped_convolution_tensorflow.refuses,
+    grouped_convolution_tensorflow.wrap,
+    grouped_convolution_tensorflow.applies,
+)
+_DEPTHWISE = Kernel(
+    "depthwise convolution",
+    depthwise_tensorflow.refuses,
+    depthwise_tensorflow.wrap,
+    depthwise_tensorflow.applies,
+)
+_LAYER_NORM = Kernel(
+    "layer normalization", layer_norm_tensorflow.refuses, layer_norm_tensorflow.wrap
+)
+_LSTM = Kernel("LSTM", lstm_tensorflow.refuses, lstm_tensorflow.wrap)
+_CANDIDATES: dict[type[keras.Layer], tuple[Kernel, ...]] = {
+    keras.layers.Activation: (_ACTIVATION,),
+    keras.layers.Dense: (_ACTIVATION,),
+    keras.layers.EinsumDense: (_ACTIVATION,),
+    keras.layers.Conv2D: (_GROUPED, _ACTIVATION),
+    keras.layers.DepthwiseConv2D: (_DEPTHWISE, _ACTIVATION),
+    keras.layers.LayerNormalization: (_LAYER_NORM,),
+    keras.layers.LSTM: (_LSTM,),
 }
 
 
-def candidates(layer: keras.Layer) -> dict[str, ModuleType]:
+def candidates(layer: keras.Layer) -> dict[str, Kernel]:
     """Kernels for a layer, the most rewarding first; the first that does not refuse is the one.
 
     Args:
         layer: Any layer, built.
 
     Returns:
-        What the kernel is called, to a module with `refuses(layer)`, a reason or None, and
-        `wrap(layer, call)`, the new `call`. Empty for classes without kernels.
+        Its name to the kernel. Empty for classes without kernels.
 
     Example:
         >>> import keras
@@ -45,4 +59,4 @@ def candidates(layer: keras.Layer) -> dict[str, ModuleType]:
         >>> list(candidates(keras.layers.DepthwiseConv2D(3)))
         ['depthwise convolution', 'activation']
     """
-    return _CANDIDATES.get(type(layer), {})
+    return {kernel.name: kernel for kernel in _CANDIDATES.get(type(layer), ())}

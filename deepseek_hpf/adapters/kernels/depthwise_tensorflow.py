@@ -16,6 +16,19 @@ from deepseek_hpf.adapters.kernels.refusals_tensorflow import low_on_cpu_only
 SLOW_FILTER = 9  # taps: above this, the gradient of the filter is slow
 
 
+def applies(layer: keras.Layer) -> bool:
+    """Whether a layer has a gradient that is slow in bfloat16, and computes in bfloat16.
+
+    Args:
+        layer: A `DepthwiseConv2D`.
+
+    Returns:
+        True if it has one.
+    """
+    slow = max(layer.strides) > 1 or _taps(layer.kernel_size) > SLOW_FILTER
+    return bool(layer.compute_dtype == "bfloat16" and slow)
+
+
 def refuses(layer: keras.Layer) -> str | None:
     """Why a layer keeps its own convolution.
 

@@ -14,6 +14,18 @@ from deepseek_hpf.adapters.kernels.depthwise_tensorflow import depthwise_conv
 from deepseek_hpf.adapters.kernels.refusals_tensorflow import on_cpu_only
 
 
+def applies(layer: keras.Layer) -> bool:
+    """Whether a convolution has groups.
+
+    Args:
+        layer: A `Conv2D`.
+
+    Returns:
+        True if it has several.
+    """
+    return bool(layer.groups != 1)
+
+
 def refuses(layer: keras.Layer) -> str | None:
     """Why a layer keeps its own convolution.
 
@@ -23,7 +35,7 @@ def refuses(layer: keras.Layer) -> str | None:
     Returns:
         The reason, or None.
     """
-    if layer.groups == 1:
+    if not applies(layer):
         return "it has one group"
     if not layer.built or layer.kernel.shape[2] != 1:
         return "its groups have several channels"
