@@ -273,6 +273,12 @@ class ProfileReport:
         nonfinite: The first non-finite value; None where all are finite.
         notes: What could not be looked at, and why.
         seconds: Time that profiling took.
+
+    Example:
+        >>> from deepseek_hpf import ProfileReport
+        >>> report = ProfileReport(model="m", backend="jax", policy="float32", steps=1)
+        >>> ProfileReport.from_dict(report.to_dict()) == report
+        True
     """
 
     model: str
