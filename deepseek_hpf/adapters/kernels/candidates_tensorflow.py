@@ -4,6 +4,7 @@ import keras
 
 from deepseek_hpf.adapters.kernels import (
     activation_tensorflow,
+    batch_normalization_tensorflow,
     depthwise_tensorflow,
     grouped_convolution_tensorflow,
     layer_norm_tensorflow,
@@ -29,6 +30,11 @@ _DEPTHWISE = Kernel(
     depthwise_tensorflow.wrap,
     depthwise_tensorflow.applies,
 )
+_BATCH_NORM = Kernel(
+    "batch normalization",
+    batch_normalization_tensorflow.refuses,
+    batch_normalization_tensorflow.wrap,
+)
 _LAYER_NORM = Kernel(
     "layer normalization", layer_norm_tensorflow.refuses, layer_norm_tensorflow.wrap
 )
@@ -39,6 +45,7 @@ _CANDIDATES: dict[type[keras.Layer], tuple[Kernel, ...]] = {
     keras.layers.EinsumDense: (_ACTIVATION,),
     keras.layers.Conv2D: (_GROUPED, _ACTIVATION),
     keras.layers.DepthwiseConv2D: (_DEPTHWISE, _ACTIVATION),
+    keras.layers.BatchNormalization: (_BATCH_NORM,),
     keras.layers.LayerNormalization: (_LAYER_NORM,),
     keras.layers.LSTM: (_LSTM,),
 }
