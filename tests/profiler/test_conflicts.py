@@ -13,6 +13,12 @@ pytestmark = [pytest.mark.slow] if BACKEND == "jax" else []
 HERE = [case for case in PLANTED if BACKEND in case.backends]
 
 
+@pytest.fixture(autouse=True)
+def names_from_the_start():
+    """Keras numbers the layers of a process: the corpus names those of an empty one."""
+    keras.utils.clear_session()
+
+
 def found(model, batch):
     return profile(model, batch, ranges=False, census=False).conflicts
 

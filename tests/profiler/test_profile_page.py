@@ -7,8 +7,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from colour_contrast import contrast
 from made_up_report import HOSTILE, census, conflict, range_row, report
 
+from deepseek_hpf.profiler.findings import Edge
 from deepseek_hpf.profiler.page import (
     BACKGROUNDS,
     COLOURS,
@@ -19,7 +21,7 @@ from deepseek_hpf.profiler.page import (
     render_page,
 )
 from deepseek_hpf.profiler.page_chain import BOX, ROW, chain_of
-from deepseek_hpf.profiler.report import Edge, ProfileReport
+from deepseek_hpf.profiler.report import ProfileReport
 
 pytestmark = pytest.mark.pure
 VOID = {"meta", "link", "input", "br", "wbr", "img"}
@@ -115,18 +117,6 @@ def test_many_layers_are_drawn():
     assert page.count('class="mark"') == 1000 + 5
     assert len(page) < 20_000_000
     Structure(page)
-
-
-def contrast(one, other):
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        red, green, blue = (
-            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        )
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("name", COLOURS)
