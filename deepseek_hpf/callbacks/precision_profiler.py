@@ -14,8 +14,9 @@ import keras
 from deepseek_hpf.config_wording import shown
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.extras import import_extra
+from deepseek_hpf.profiler.findings import Census
 from deepseek_hpf.profiler.profile import profile
-from deepseek_hpf.profiler.report import Census, ProfileReport
+from deepseek_hpf.profiler.report import ProfileReport
 
 logger = logging.getLogger(__name__)
 

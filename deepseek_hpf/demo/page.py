@@ -5,7 +5,7 @@ import base64
 from deepseek_hpf.demo.plots import DARK, LIGHT, NARROW, WIDE, loss_curves
 from deepseek_hpf.demo.records import Comparison
 from deepseek_hpf.demo.summary import run_names, sentences, settings_in_words, table_rows
-from deepseek_hpf.extras import import_extra
+from deepseek_hpf.extras import page_environment
 
 
 def render_page(comparison: Comparison) -> str:
@@ -20,14 +20,7 @@ def render_page(comparison: Comparison) -> str:
     Raises:
         ConfigError: jinja2 or matplotlib, of the extra `report`, is not installed.
     """
-    jinja2 = import_extra("jinja2", "report")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deepseek_hpf.demo", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("deepseek_hpf.demo")
     pictures = {
         f"{look}_{width}": _data_uri(loss_curves(comparison, style=style, size=size))
         for look, style in (("light", LIGHT), ("dark", DARK))

@@ -10,7 +10,7 @@ from deepseek_hpf.adapters.adjoining_step import standing_in
 from deepseek_hpf.config_wording import shown
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.profiler.census_operations import TracedOperation, census_of
-from deepseek_hpf.profiler.report import Census
+from deepseek_hpf.profiler.findings import Census
 
 Batch = Any
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from deepseek_hpf.dtypes import FORMATS
-from deepseek_hpf.profiler.report import CastCount, Census, OperationCount
+from deepseek_hpf.profiler.findings import CastCount, Census, OperationCount
 
 _BYTES = {"complex128": 16, "complex64": 8, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4}
 _BYTES |= {"int16": 2, "uint16": 2} | {name: form.bits // 8 for name, form in FORMATS.items()}

@@ -7,9 +7,9 @@ import keras
 
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.profiler.evidence import Evidence, exact_rule, policy_for
+from deepseek_hpf.profiler.findings import Conflict
 from deepseek_hpf.profiler.islands import island_conflicts
-from deepseek_hpf.profiler.recorder import LOSS, SeenOperation, Target
-from deepseek_hpf.profiler.report import Conflict
+from deepseek_hpf.profiler.sightings import LOSS, SeenOperation, Target
 
 # A sum of this many terms in a low dtype stagnates (bfloat16 has 8 bits) or overflows (float16).
 LONG_AXIS = 1024

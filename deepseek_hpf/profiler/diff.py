@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deepseek_hpf.profiler.report import Conflict, ProfileReport
+from deepseek_hpf.profiler.findings import Conflict
+from deepseek_hpf.profiler.report import ProfileReport
 from deepseek_hpf.profiler.wording import NOT_KNOWN, in_bytes, in_percent, in_seconds
 
 

@@ -15,7 +15,7 @@ from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.adapters.walk import children
 from deepseek_hpf.dtypes import FORMATS
 from deepseek_hpf.profiler.recorded_step import own_variables
-from deepseek_hpf.profiler.recorder import LOSS, Passage, SeenOperation, Target
+from deepseek_hpf.profiler.sightings import LOSS, Passage, SeenOperation, Target
 
 _KEPT_IN_FLOAT32 = (
     keras.layers.Softmax,

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.profiler.evidence import Evidence, exact_rule, policy_for
-from deepseek_hpf.profiler.recorder import Passage, Target
-from deepseek_hpf.profiler.report import Conflict
+from deepseek_hpf.profiler.findings import Conflict
+from deepseek_hpf.profiler.sightings import Passage, Target
 
 
 def island_conflicts(evidence: Evidence) -> Iterator[Conflict]:

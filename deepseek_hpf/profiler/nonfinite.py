@@ -1,7 +1,8 @@
 """The first operation that made an infinity or a NaN."""
 
-from deepseek_hpf.profiler.recorder import LOSS, Recorder
-from deepseek_hpf.profiler.report import NonFinite
+from deepseek_hpf.profiler.findings import NonFinite
+from deepseek_hpf.profiler.recorder import Recorder
+from deepseek_hpf.profiler.sightings import LOSS
 
 
 def hunted(recorder: Recorder) -> NonFinite | None:

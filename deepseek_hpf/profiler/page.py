@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 from deepseek_hpf.dtypes import FORMATS
-from deepseek_hpf.extras import import_extra
+from deepseek_hpf.extras import page_environment
 from deepseek_hpf.profiler import page_chain, wording
-from deepseek_hpf.profiler.report import FORMATS_TRIED, ProfileReport, RangeRow
+from deepseek_hpf.profiler.findings import FORMATS_TRIED, RangeRow
+from deepseek_hpf.profiler.report import ProfileReport
 
 # Told apart by colour-blind eyes (after Okabe and Ito), of contrast 3 or more to the ground. The
 # dtype's name stands beside the colour everywhere.
@@ -112,14 +113,7 @@ def colour_of(dtype: str) -> str:
 
 @functools.cache
 def _environment() -> Any:
-    jinja2 = import_extra("jinja2", "report")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deepseek_hpf.profiler", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("deepseek_hpf.profiler")
     environment.filters.update(
         bytes=wording.in_bytes,
         flops=wording.in_flops,

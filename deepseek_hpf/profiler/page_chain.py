@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deepseek_hpf.profiler.report import Edge, LayerRow, ProfileReport
+from deepseek_hpf.profiler.findings import Edge, LayerRow
+from deepseek_hpf.profiler.report import ProfileReport
 
 ROW, BOX, LEFT, WIDTH = 54, 30, 76, 340
 _LONGEST = 34

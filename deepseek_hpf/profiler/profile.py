@@ -14,10 +14,12 @@ from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.profiler.census import take_census
 from deepseek_hpf.profiler.conflicts import find_conflicts, model_inputs
 from deepseek_hpf.profiler.evidence import Evidence
+from deepseek_hpf.profiler.findings import Census, Edge, LayerRow, RangeRow
 from deepseek_hpf.profiler.nonfinite import hunted
 from deepseek_hpf.profiler.recorded_step import RecordedStep, find_targets, own_variables
-from deepseek_hpf.profiler.recorder import Recorder, Target
-from deepseek_hpf.profiler.report import Census, Edge, LayerRow, ProfileReport, RangeRow
+from deepseek_hpf.profiler.recorder import Recorder
+from deepseek_hpf.profiler.report import ProfileReport
+from deepseek_hpf.profiler.sightings import Target
 from deepseek_hpf.profiler.standing_model import built
 from deepseek_hpf.profiler.summing import dtype_of, summarize
 

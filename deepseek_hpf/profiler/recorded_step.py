@@ -11,7 +11,8 @@ import numpy as np
 
 from deepseek_hpf.adapters.output import graph_operations, is_graph
 from deepseek_hpf.adapters.walk import walk
-from deepseek_hpf.profiler.recorder import LOSS, Recorder, Target
+from deepseek_hpf.profiler.recorder import Recorder
+from deepseek_hpf.profiler.sightings import LOSS, Target
 from deepseek_hpf.profiler.summing import dtype_of, is_float, summarize, tapping
 
 
@@ -74,8 +75,11 @@ class RecordedStep:
                 return
             self.has_loss = True
             _note_loss(recorder, loss, factor)
+            owners = _owners(recorder.targets)
             for variable, gradient in zip(trainables, gradients(), strict=True):
-                _note_weight_gradient(recorder, model, variable, gradient, factor)
+                owner = owners.get(id(variable))
+                if owner is not None and gradient is not None and is_float(gradient):
+                    _note_weight_gradient(recorder, owner.path, variable, gradient, factor)
 
     def trace(self, recorder: Recorder) -> None:
         """Lists the operations of the step without running it, where they cannot be watched.
@@ -196,17 +200,17 @@ def _note_loss(recorder: Recorder, loss: Any, factor: float) -> None:
     recorder.look(LOSS, LOSS, summary)
 
 
+def _owners(targets: list[Target]) -> dict[int, Target]:
+    """The layer of every float weight, by the weight's identity."""
+    return {id(v): t for t in targets if t.is_layer for v in own_variables(t.operation)}
+
+
 def _note_weight_gradient(
-    recorder: Recorder, model: keras.Model, variable: Any, gradient: Any, factor: float
+    recorder: Recorder, path: str, variable: Any, gradient: Any, factor: float
 ) -> None:
-    if gradient is None or not is_float(gradient):
-        return
-    owners = {id(v): t for t in recorder.targets if t.is_layer for v in own_variables(t.operation)}
-    owner = owners.get(id(variable))
-    if owner is not None:
-        summary = summarize(gradient, 1.0 / factor)
-        recorder.note_summary(owner.path, "weight_gradient", summary, variable.name)
-        recorder.look(owner.path, "weight_gradient", summary)
+    summary = summarize(gradient, 1.0 / factor)
+    recorder.note_summary(path, "weight_gradient", summary, variable.name)
+    recorder.look(path, "weight_gradient", summary)
 
 
 def own_variables(layer: keras.Layer) -> list[Any]:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from deepseek_hpf.dtypes import FORMATS, Format
-from deepseek_hpf.profiler.report import EXACT_DB, FORMATS_TRIED, RangeRow, WhatIf
+from deepseek_hpf.profiler.findings import EXACT_DB, FORMATS_TRIED, RangeRow, WhatIf
 
 LOWEST_EXPONENT = -149
 EXPONENTS = 128 - LOWEST_EXPONENT

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from deepseek_hpf.extras import import_extra
-from deepseek_hpf.profiler.report import ProfileReport, RangeRow
+from deepseek_hpf.profiler.findings import RangeRow
+from deepseek_hpf.profiler.report import ProfileReport
 
 
 def write_events(report: ProfileReport, log_dir: str | os.PathLike[str], step: int = 0) -> None:

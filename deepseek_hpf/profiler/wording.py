@@ -2,7 +2,8 @@
 
 import json
 
-from deepseek_hpf.profiler.report import Census, Conflict, ProfileReport, RangeRow, WhatIf
+from deepseek_hpf.profiler.findings import Census, Conflict, RangeRow, WhatIf
+from deepseek_hpf.profiler.report import ProfileReport
 
 NOT_KNOWN = "–"  # noqa: RUF001
 
@@ -131,7 +132,7 @@ def census_sentences(census: Census) -> list[str]:
     """Share of arithmetic in each dtype, and casts, in words; none where nothing was counted.
 
     Example:
-        >>> from deepseek_hpf.profiler.report import CastCount, OperationCount
+        >>> from deepseek_hpf.profiler.findings import CastCount, OperationCount
         >>> product = OperationCount("MatMul", "bfloat16", 2, 4096, 1e6)
         >>> cast = CastCount("float32", "bfloat16", 3, 2048)
         >>> for sentence in census_sentences(Census("made up", (product,), (cast,))):

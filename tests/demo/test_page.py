@@ -5,6 +5,7 @@ import struct
 from html.parser import HTMLParser
 
 import pytest
+from colour_contrast import contrast
 from made_up import NAN, comparison, result, start
 
 from deepseek_hpf.demo.page import render_page
@@ -106,18 +107,6 @@ def test_losses_that_are_not_finite_are_drawn_as_gaps():
     for loss in (NAN, float("inf"), 0.0):
         broken = result("mixed_float16", 0.1, epochs=epochs(loss))
         assert loss_curves(comparison(policy=broken, baseline=broken), size=NARROW)
-
-
-def contrast(one, other):
-    def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        red, green, blue = (
-            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        )
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("style", [LIGHT, DARK])

@@ -2,7 +2,7 @@
 
 import random
 
-from deepseek_hpf.profiler.report import (
+from deepseek_hpf.profiler.findings import (
     FORMATS_TRIED,
     CastCount,
     Census,
@@ -11,10 +11,10 @@ from deepseek_hpf.profiler.report import (
     LayerRow,
     NonFinite,
     OperationCount,
-    ProfileReport,
     RangeRow,
     WhatIf,
 )
+from deepseek_hpf.profiler.report import ProfileReport
 
 HOSTILE = (
     "<script>alert('1')</script>",

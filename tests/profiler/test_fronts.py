@@ -10,7 +10,8 @@ from made_up_report import HOSTILE, census, conflict, layer_row, range_row, repo
 from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.profiler.console import report_text
 from deepseek_hpf.profiler.diff import difference, difference_tables
-from deepseek_hpf.profiler.report import Census, NonFinite, ProfileReport
+from deepseek_hpf.profiler.findings import Census, NonFinite
+from deepseek_hpf.profiler.report import ProfileReport
 from deepseek_hpf.profiler.report_json import SCHEMA_FILE, from_json, schema_text, to_json
 from deepseek_hpf.profiler.tensorboard_log import write_events
 from deepseek_hpf.profiler.wording import headline, in_bytes, in_flops, in_seconds, risk

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepseek_hpf import profile
-from deepseek_hpf.profiler.report import EXACT_DB, ProfileReport
+from deepseek_hpf.profiler.findings import EXACT_DB
+from deepseek_hpf.profiler.report import ProfileReport
 from deepseek_hpf.profiler.summing import summarize
 
 DTYPES = {

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from deepseek_hpf.adapters.call_hooks import Call
-from deepseek_hpf.adapters.kernels.refusals_tensorflow import low_on_cpu_only
+from deepseek_hpf.adapters.kernels.refusals_tensorflow import low_on_cpu_only, unplain_convolution
 
 SLOW_FILTER = 9  # taps: above this, the gradient of the filter is slow
 
@@ -38,14 +38,8 @@ def refuses(layer: keras.Layer) -> str | None:
     Returns:
         The reason, or None.
     """
-    if reason := low_on_cpu_only(layer):
+    if reason := low_on_cpu_only(layer) or unplain_convolution(layer):
         return reason
-    if layer.data_format != "channels_last":
-        return "its data format is channels_first"
-    if len(set(layer.strides)) != 1:
-        return "its strides differ"
-    if any(rate != 1 for rate in layer.dilation_rate):
-        return "it is dilated"
     if layer.strides[0] == 1 and _taps(layer.kernel_size) <= SLOW_FILTER:
         return "its gradients are fast in bfloat16 already"
     return None
@@ -68,9 +62,7 @@ def wrap(layer: keras.Layer, call: Call) -> Call:
         if x.dtype != tf.bfloat16 or kernel.dtype != tf.bfloat16:
             return call(inputs)
         outputs = depthwise_conv(x, kernel, layer.strides[0], layer.padding.upper())
-        if layer.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
-        return outputs if layer.activation is None else layer.activation(outputs)
+        return with_bias_and_activation(layer, outputs)
 
     return depthwise_call
 
@@ -124,6 +116,21 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -
 
     result: tf.Tensor = convolve(x, kernel)
     return result
+
+
+def with_bias_and_activation(layer: keras.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    """What a convolution layer does to the result of its convolution.
+
+    Args:
+        layer: The layer.
+        outputs: Result of the convolution, channels last.
+
+    Returns:
+        Same shape and dtype.
+    """
+    if layer.use_bias:
+        outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def _taps(size: Any) -> int:

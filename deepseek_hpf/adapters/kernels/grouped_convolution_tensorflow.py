@@ -10,8 +10,11 @@ import keras
 import tensorflow as tf
 
 from deepseek_hpf.adapters.call_hooks import Call
-from deepseek_hpf.adapters.kernels.depthwise_tensorflow import depthwise_conv
-from deepseek_hpf.adapters.kernels.refusals_tensorflow import on_cpu_only
+from deepseek_hpf.adapters.kernels.depthwise_tensorflow import (
+    depthwise_conv,
+    with_bias_and_activation,
+)
+from deepseek_hpf.adapters.kernels.refusals_tensorflow import on_cpu_only, unplain_convolution
 
 
 def applies(layer: keras.Layer) -> bool:
@@ -39,12 +42,8 @@ def refuses(layer: keras.Layer) -> str | None:
         return "it has one group"
     if not layer.built or layer.kernel.shape[2] != 1:
         return "its groups have several channels"
-    if layer.data_format != "channels_last":
-        return "its data format is channels_first"
-    if len(set(layer.strides)) != 1:
-        return "its strides differ"
-    if any(rate != 1 for rate in layer.dilation_rate):
-        return "it is dilated"
+    if reason := unplain_convolution(layer):
+        return reason
     if layer.compute_dtype not in ("bfloat16", "float32"):
         return f"the layer computes in {layer.compute_dtype}"
     return on_cpu_only(layer)
@@ -73,8 +72,6 @@ def wrap(layer: keras.Layer, call: Call) -> Call:
         shape = layer.compute_output_shape(x.shape)[1:]
         if None not in shape:
             outputs = tf.reshape(outputs, [tf.shape(x)[0], *shape])
-        if layer.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
-        return outputs if layer.activation is None else layer.activation(outputs)
+        return with_bias_and_activation(layer, outputs)
 
     return grouped_call

@@ -22,6 +22,24 @@ def on_cpu_only(layer: keras.Layer) -> str | None:
     return None
 
 
+def unplain_convolution(layer: keras.Layer) -> str | None:
+    """Refuses convolutions that `tf.nn.depthwise_conv2d` does not take as they are.
+
+    Args:
+        layer: A two-dimensional convolution.
+
+    Returns:
+        The reason, or None.
+    """
+    if layer.data_format != "channels_last":
+        return "its data format is channels_first"
+    if len(set(layer.strides)) != 1:
+        return "its strides differ"
+    if any(rate != 1 for rate in layer.dilation_rate):
+        return "it is dilated"
+    return None
+
+
 def low_on_cpu_only(layer: keras.Layer) -> str | None:
     """Refuses what `on_cpu_only` refuses, and layers that do not compute in bfloat16.
 
