@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from deepseek_hpf.policy import MixedPrecisionPolicy as MixedPrecisionPolicy
     from deepseek_hpf.profiler.profile import profile as profile
     from deepseek_hpf.profiler.report import ProfileReport as ProfileReport
+    from deepseek_hpf.torch.context import HybridPrecisionContext as HybridPrecisionContext
+    from deepseek_hpf.tuning.result import TuningResult as TuningResult
+    from deepseek_hpf.tuning.tune import tune as tune
 
 __version__ = "0.1.0.dev0"
 
@@ -34,6 +37,7 @@ _exported, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "ConfigError": "deepseek_hpf.errors:ConfigError",
+        "HybridPrecisionContext": "deepseek_hpf.torch.context:HybridPrecisionContext",
         "LossScaleOptimizer": "deepseek_hpf.optimizers.loss_scale_optimizer:LossScaleOptimizer",
         "MixedPrecisionPolicy": "deepseek_hpf.policy:MixedPrecisionPolicy",
         "OverrideReport": "deepseek_hpf.adapters.report:OverrideReport",
@@ -42,6 +46,7 @@ _exported, __dir__, __all__ = lazy_exports(
         "PrecisionPlan": "deepseek_hpf.plan:PrecisionPlan",
         "PrecisionRule": "deepseek_hpf.config:PrecisionRule",
         "ProfileReport": "deepseek_hpf.profiler.report:ProfileReport",
+        "TuningResult": "deepseek_hpf.tuning.result:TuningResult",
         "apply_policy": "deepseek_hpf.adapters.apply:apply_policy",
         "callbacks": "deepseek_hpf.callbacks",
         "clipping": "deepseek_hpf.optimizers.clipping",
@@ -49,6 +54,7 @@ _exported, __dir__, __all__ = lazy_exports(
         "export": "deepseek_hpf.adapters.export:export",
         "hardware": "deepseek_hpf.hardware",
         "profile": "deepseek_hpf.profiler.profile:profile",
+        "tune": "deepseek_hpf.tuning.tune:tune",
     },
 )
 

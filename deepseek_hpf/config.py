@@ -10,31 +10,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
+from deepseek_hpf.config_dynamic import DynamicConfig as DynamicConfig
+from deepseek_hpf.config_numbers import FLOAT32_MAX as FLOAT32_MAX
+from deepseek_hpf.config_numbers import FLOAT32_TINY as FLOAT32_TINY
+from deepseek_hpf.config_numbers import INT32_MAX as INT32_MAX
+from deepseek_hpf.config_numbers import Count, Positive, above_underflow
 from deepseek_hpf.config_section import ConfigSection as ConfigSection
 from deepseek_hpf.config_wording import expects
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-FLOAT32_TINY = 2.0**-126  # smallest normal; what is smaller may be flushed to zero
-INT32_MAX = 2**31 - 1
-
 PolicyName = Literal[
     "auto", "float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"
 ]
-DTypeName = Literal["float32", "float64", "float16", "bfloat16"]
+BackwardDTypeName = Literal["float32"]
 ActivationStorage = Literal["int8", "int4", "sparse", "recompute"]
-ControllerName = Literal["static", "schedule", "threshold", "adaptive"]
-
-
-def _above_underflow(number: float) -> float:
-    if number < FLOAT32_TINY:
-        raise expects(f"a number that float32 can hold, of at least {FLOAT32_TINY:g}")
-    return number
-
-
-# Scales and norms are float32 in the training step, so the numbers beside them have to fit.
-Positive = Annotated[float, Field(gt=0, le=FLOAT32_MAX), AfterValidator(_above_underflow)]
-Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Pattern = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -57,8 +46,9 @@ class PrecisionRule(ConfigSection):
     """Name of the layer's class, exactly, e.g. "Dense"."""
     policy: PolicyName | None = None
     """Dtype policy of the layers; "auto" is what the hardware does best."""
-    backward: DTypeName | None = None
-    """Dtype in which the gradients of the layers are computed."""
+    backward: BackwardDTypeName | None = None
+    """Dtype in which Dense, EinsumDense and convolution layers that compute in 16 bits compute
+    their gradients; those of the weights are never rounded to 16 bits."""
     activations: ActivationStorage | None = None
     """How the layers keep what their backward pass needs; null keeps it as computed."""
     kernel: bool | None = None
@@ -106,7 +96,7 @@ class LossScaleConfig(ConfigSection):
     """Finite steps in a row after which the scale grows."""
     growth_factor: Annotated[float, Field(gt=1, le=FLOAT32_MAX)] = 2.0
     """What the scale is multiplied by then; greater than 1."""
-    backoff_factor: Annotated[float, Field(gt=0, lt=1), AfterValidator(_above_underflow)] = 0.5
+    backoff_factor: Annotated[float, Field(gt=0, lt=1), AfterValidator(above_underflow)] = 0.5
     """What the scale is multiplied by at an overflow; between 0 and 1."""
     min_scale: Positive = 1.0
     """Floor of the scale."""
@@ -183,17 +173,6 @@ class AnomalyConfig(_ClippingSection):
 Clipping = Annotated[
     GlobalNormConfig | ValueConfig | AdaptiveConfig | AnomalyConfig, Field(discriminator="kind")
 ]
-
-
-class DynamicConfig(ConfigSection):
-    """Which controller moves layers between precisions while training runs.
-
-    A later version adds a controller's settings as keys of this section, each with a default, so
-    that the files of this version still load.
-    """
-
-    controller: ControllerName = "threshold"
-    """Name of the controller."""
 
 
 class PrecisionConfig(ConfigSection):

@@ -44,3 +44,21 @@ class MissingBackendError(ImportError):
             '("tensorflow", "jax" or "torch").',
             name=framework,
         )
+
+
+def told(error: Exception) -> str:
+    r"""What an error says, in a line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its type and its first line.
+
+    Example:
+        >>> from deepseek_hpf.errors import told
+        >>> told(ValueError("no kernel\nat 0x7f"))
+        'ValueError: no kernel'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

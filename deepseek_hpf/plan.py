@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator
 
-from deepseek_hpf.config import ActivationStorage, ConfigSection, DTypeName
+from deepseek_hpf.config import ActivationStorage, BackwardDTypeName, ConfigSection
 from deepseek_hpf.config_json import read_json_object
 from deepseek_hpf.config_wording import expects, shown, shown_path
 from deepseek_hpf.errors import ConfigError
@@ -27,8 +27,8 @@ class LayerPlan(ConfigSection):
     """Name of a Keras dtype policy. Never "auto": a plan is what has been decided."""
     kernel: bool | None = None
     """Whether the layer runs a fused kernel."""
-    backward: DTypeName | None = None
-    """Dtype in which its gradients are computed."""
+    backward: BackwardDTypeName | None = None
+    """Dtype in which its gradients are computed while it computes in 16 bits."""
     activations: ActivationStorage | None = None
     """How it keeps what its backward pass needs."""
 

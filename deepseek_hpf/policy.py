@@ -14,13 +14,13 @@ import keras
 
 from deepseek_hpf import hardware
 from deepseek_hpf.config import PolicyName, PrecisionConfig
+from deepseek_hpf.config_like import ConfigLike, as_config
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.scheduling.auto import PolicyChoice, choose_policy
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-ConfigLike = PrecisionConfig | Mapping[str, Any] | str | os.PathLike[str]
 
 
 @keras.saving.register_keras_serializable(package="deepseek_hpf")
@@ -58,7 +58,7 @@ class MixedPrecisionPolicy(keras.DTypePolicy):
     """
 
     def __init__(self, name: str | None = AUTO, *, config: ConfigLike | None = None):
-        given = _as_config(config)
+        given = as_config(config)
         asked = _agree(name, given)
         choice = _resolve(asked)
         try:
@@ -196,8 +196,8 @@ class PolicyScope(ContextDecorator):
         if self._policy.is_auto:
             _say_once(
                 f'Policy "auto" is {self._policy.name}: {self._policy.reason} That is known of the '
-                "hardware and not measured on the model; measuring is the work of `hpf tune`, "
-                "which this version does not have yet."
+                "hardware and not measured on the model: `hpf tune` measures, and what it finds is "
+                "what `apply_policy` takes for a model of that structure."
             )
 
     def _stack(self) -> list[keras.DTypePolicy]:
@@ -210,21 +210,6 @@ class PolicyScope(ContextDecorator):
 @functools.cache
 def _say_once(message: str) -> None:
     logger.info(message)
-
-
-def _as_config(config: ConfigLike | None) -> PrecisionConfig:
-    if config is None:
-        return PrecisionConfig()
-    if isinstance(config, PrecisionConfig):
-        return config
-    if isinstance(config, Mapping):
-        return PrecisionConfig.from_dict(dict(config))
-    if isinstance(config, str | os.PathLike):
-        return PrecisionConfig.from_json(config)
-    raise ConfigTypeError(
-        "Expected `config` to be a PrecisionConfig, a dictionary, or the path of a JSON file. "
-        f"Received: config={config!r} (of type {type(config)})"
-    )
 
 
 def _agree(name: object, config: PrecisionConfig) -> str:

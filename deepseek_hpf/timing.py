@@ -89,6 +89,7 @@ def time_in_turns(
     calls: int = 1,
     warm_up: int = 1,
     deadline: float | None = None,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> Timings:
     """Times candidates round by round; each round takes them in another order.
 
@@ -100,16 +101,19 @@ def time_in_turns(
         warm_up: Calls of each before the first round, not timed.
         deadline: Value of `time.monotonic()` after which no further round begins. The first round
             is always completed.
+        prepare: Called with a name before each of its turns, outside the time.
 
     Returns:
         Seconds a call.
     """
-    for work in candidates.values():
+    for name, work in candidates.items():
+        prepare(name)
         for _ in range(warm_up):
             work()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for order in _orders(list(candidates), rounds):
         for name in order:
+            prepare(name)
             seconds[name].append(_time(candidates[name], calls))
         if deadline is not None and time.monotonic() >= deadline:
             break

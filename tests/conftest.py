@@ -1,6 +1,7 @@
 """Chooses which tests run under the Keras back end at hand (environment variable KERAS_BACKEND)."""
 
 import os
+import sys
 
 import pytest
 
@@ -28,3 +29,12 @@ def global_dtype_policy():
     before = keras.config.dtype_policy()
     yield before
     keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture(autouse=True)
+def name_scopes_closed():
+    """Keras leaves the scope open of a layer whose name TensorFlow refuses, such as `x:2`."""
+    yield
+    state = sys.modules.get("keras.src.backend.common.global_state")
+    if state is not None:
+        state.set_global_attribute("name_scope_stack", [])

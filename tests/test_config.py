@@ -149,7 +149,7 @@ def test_nested_sections_may_be_objects_or_dicts():
         ({"policy": "\ud800\n"}, ["policy: expected Unicode text", r"\ud800\n"]),
         (
             {"rules": [{"layers": "a", "backward": "mixed_float16"}]},
-            ["rules[0].backward", '"float16"'],
+            ["rules[0].backward", 'expected "float32"'],
         ),
         ({"rules": [{"layers": "a", "activations": "int2"}]}, ["rules[0].activations", '"int8"']),
         ({"rules": [{"policy": "float32"}]}, ["rules[0]: ", '"layers" or "layer_type"']),
@@ -223,7 +223,33 @@ def test_nested_sections_may_be_objects_or_dicts():
             {"dynamic": {"controller": "treshold"}},
             ["dynamic.controller", 'Did you mean "threshold"?'],
         ),
-        ({"dynamic": {"every": 5}}, ["dynamic.every: unknown key"]),
+        ({"dynamic": {"evry": 5}}, ["dynamic.evry: unknown key", 'Did you mean "every"?']),
+        ({"dynamic": {"every": 0}}, ["dynamic.every: ", "at least 1"]),
+        ({"dynamic": {"max_plans": 1}}, ["dynamic.max_plans: ", "at least 2", "max_plans=1"]),
+        ({"dynamic": {"underflow": 1.5}}, ["dynamic.underflow: ", "at most 1"]),
+        ({"dynamic": {"exploration": 1}}, ["dynamic.exploration: ", "less than 1"]),
+        (
+            {"dynamic": {"controller": "static", "calm_steps": 9}},
+            ['dynamic.calm_steps: expected this key only with "controller": "threshold"', "=9"],
+        ),
+        ({"dynamic": {"seed": 1}}, ["dynamic.seed: expected this key only with", '"adaptive"']),
+        ({"dynamic": {"controller": "schedule"}}, ["dynamic.schedule: expected at least one"]),
+        (
+            {"dynamic": {"controller": "schedule", "schedule": {"step": 1}}},
+            ["dynamic.schedule: expected a list of phases"],
+        ),
+        (
+            {"dynamic": {"controller": "schedule", "schedule": [{"epoch": 1, "step": 1}]}},
+            ['dynamic.schedule[0]: expected either "step" or "epoch"; received both'],
+        ),
+        (
+            {"dynamic": {"controller": "schedule", "schedule": [{"policy": "float32"}]}},
+            ["dynamic.schedule[0]", "received neither"],
+        ),
+        (
+            {"dynamic": {"controller": "schedule", "schedule": [{"step": 1, "policy": "float23"}]}},
+            ["dynamic.schedule[0].policy: expected one of", 'Did you mean "float32"?'],
+        ),
         ({"dynamic": "threshold"}, ["dynamic: expected an object or null"]),
         (
             {"loss_scale": {"max_scale": float("inf")}},
@@ -342,7 +368,7 @@ rules = st.fixed_dictionaries(
     {"layers": names, "policy": policies | st.none()},
     optional={
         "layer_type": st.sampled_from(["Dense", "Conv2D"]),
-        "backward": st.sampled_from(["float32", "bfloat16", None]),
+        "backward": st.sampled_from(["float32", None]),
         "activations": st.sampled_from(["int8", "int4", "sparse", "recompute", None]),
         "kernel": st.booleans() | st.none(),
     },
@@ -363,6 +389,49 @@ clippings = st.one_of(
     st.fixed_dictionaries({"kind": st.just("adaptive"), "ratio": positive}),
     st.fixed_dictionaries({"kind": st.just("anomaly")}, optional={"z": positive}),
 )
+counts = st.integers(1, 2**31 - 1)
+shared = {
+    "every": counts,
+    "sample_every": counts,
+    "max_blocks": st.integers(1, 1000),
+    "max_plans": st.integers(2, 1000),
+    "predictive_scale": st.booleans(),
+}
+begins = st.sampled_from(["step", "epoch"]).flatmap(
+    lambda key: st.fixed_dictionaries(
+        {key: st.integers(0, 2**31 - 1)},
+        optional={"policy": st.sampled_from(["float32", "mixed_float16", None])},
+    )
+)
+dynamics = st.one_of(
+    st.fixed_dictionaries({"controller": st.just("static")}, optional=shared),
+    st.fixed_dictionaries(
+        {
+            "controller": st.just("schedule"),
+            "schedule": st.lists(begins, min_size=1, max_size=3),
+        },
+        optional=shared,
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **shared,
+            "controller": st.just("threshold"),
+            "outlier_z": positive,
+            "underflow": st.floats(0, 1),
+            "lost_updates": st.floats(0, 1),
+            "calm_steps": counts,
+        },
+    ),
+    st.fixed_dictionaries(
+        {"controller": st.just("adaptive")},
+        optional={
+            **shared,
+            "exploration": st.floats(0, 0.99),
+            "seed": st.integers(0, 2**31 - 1),
+        },
+    ),
+)
 valid = st.fixed_dictionaries(
     {},
     optional={
@@ -373,13 +442,7 @@ valid = st.fixed_dictionaries(
         "loss_scale": scales,
         "clipping": clippings | st.none(),
         "master_weights": st.booleans(),
-        "dynamic": st.none()
-        | st.fixed_dictionaries(
-            {},
-            optional={
-                "controller": st.sampled_from(["static", "schedule", "threshold", "adaptive"])
-            },
-        ),
+        "dynamic": st.none() | dynamics,
     },
 )
 anything = st.recursive(

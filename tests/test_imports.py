@@ -15,22 +15,24 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 # entry, and within itself free.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"extras", "lazy", "files", "timing"},
+    {"extras", "lazy", "files", "timing", "worker_process"},
     {"measurement_cache"},
     {"dtypes"},
     {"hardware"},
     {"config_wording"},
-    {"config_json"},
+    {"config_json", "config_numbers"},
     {"config_section"},
+    {"config_dynamic"},
     {"config"},
-    {"plan", "config_schema"},
+    {"config_like", "config_schema", "plan"},
     {"scheduling"},
     {"policy"},
-    {"optimizers"},
+    {"optimizers", "storage"},
     {"adapters", "torch"},
     {"tuning", "profiler", "memory", "distributed", "data", "checkpoint"},
+    {"dynamic"},
     {"callbacks"},
-    {"demo"},
+    {"bench", "demo"},
     {"cli"},
 ]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
@@ -111,6 +113,7 @@ def test_frameworks_are_imported_only_in_files_named_for_them(path):
         "deepseek_hpf.hardware",
         "deepseek_hpf.plan",
         "deepseek_hpf.scheduling",
+        "deepseek_hpf.torch",
     ],
 )
 def test_import_brings_in_no_framework(module):

@@ -14,7 +14,7 @@ import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "jax", "torch"):
+        if name.split(".")[0] in ("tensorflow", "jax", "torch", "openvino"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
@@ -28,7 +28,7 @@ for name in ("MixedPrecisionPolicy", "apply_policy", "LossScaleOptimizer", "Mixe
         print(error)
 print(hpf.PrecisionConfig(policy="float32").policy, hpf.hardware.devices()[0].kind)
 """
-COMMAND_LINE = "from deepseek_hpf.cli.main import run; run(['devices'])"
+COMMAND_LINE = "from deepseek_hpf.cli.main import run; run(['tune', 'models:make'])"
 
 
 def python(code: str, backend: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def python(code: str, backend: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch", "openvino"])
 def test_a_missing_back_end_names_the_extras(backend):
     done = python(WITHOUT_BACK_ENDS + TRY_NAMES, backend)
     *errors, works = done.stdout.splitlines()

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import deepseek_hpf as hpf
 from deepseek_hpf.cli.main import COMMANDS
 from deepseek_hpf.config import PrecisionConfig
 
@@ -35,20 +36,32 @@ def test_the_commands_are_there():
     assert commands <= COMMANDS.keys()
 
 
+def create_model():
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        return rng.normal(size=(4, 3)).astype("float32"), rng.integers(0, 2, 4)
+
+
 def test_the_code_trains(global_dtype_policy, capsys):
-    def create_model():
-        return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="softmax")])
-
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return 2
-
-        def __getitem__(self, index):
-            rng = np.random.default_rng(index)
-            return rng.normal(size=(4, 3)).astype("float32"), rng.integers(0, 2, 4)
-
-    (code,) = blocks("python")
     names = {"create_model": create_model, "train": Batches()}
-    exec(code, names)
+    exec(blocks("python")[0], names)
     assert len(names["overrides"].report.rows) >= 1
     assert "dense" in capsys.readouterr().out
+
+
+def test_the_code_tunes(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPSEEK_HPF_CACHE", str(tmp_path))
+    model = create_model()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = Batches()[0]
+    names = {"hpf": hpf, "model": model, "x": x, "y": y}
+    exec(blocks("python")[1], names)
+    assert names["policy"].config == names["result"].config
+    assert "float32" in capsys.readouterr().out

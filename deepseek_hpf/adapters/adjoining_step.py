@@ -1,7 +1,7 @@
 """A training step beside the model's own: traced or run, and nothing of it left in the model."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -44,22 +44,27 @@ def standing_in(model: keras.Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def values_restored(model: keras.Model) -> Iterator[None]:
+def values_restored(model: keras.Model) -> Iterator[Callable[[], None]]:
     """Gives all variables that a training step writes their values back, whatever happens within.
 
     Args:
         model: A Keras model whose optimizer, loss and metrics are built or stood in for.
 
     Yields:
-        Nothing.
+        A function that gives them back at once, as often as wanted.
     """
     variables = _written_by_a_step(model)
     values = [keras.ops.copy(variable.value) for variable in variables]
-    try:
-        yield
-    finally:
+
+    def rewind() -> None:
         for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+            # JAX's training step takes over the arrays that it is given.
+            variable.assign(keras.ops.copy(value))
+
+    try:
+        yield rewind
+    finally:
+        rewind()
 
 
 def _stand_ins(model: keras.Model) -> dict[str, Any]:

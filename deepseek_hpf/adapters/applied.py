@@ -15,6 +15,7 @@ from deepseek_hpf.adapters.report import OverrideReport
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.adapters.wording import warnings_for
 from deepseek_hpf.adapters.wrapped_calls import CallsSet, WrappedCalls
+from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
 # In the model's `__dict__`, not tracked by Keras, not saved, collected with the model.
@@ -36,6 +37,7 @@ class Applied:
         self._calls = WrappedCalls(model)
         self._uninstall_guard: Callable[[], None] | None = None
         self._policy: MixedPrecisionPolicy | None = None
+        self._dynamic = False
         self._report: OverrideReport | None = None
         self._warned: set[str] = set()
 
@@ -52,18 +54,34 @@ class Applied:
         found = vars(model).get(_PLACE)
         return found if isinstance(found, cls) else cls(model)
 
-    def apply(self, policy: MixedPrecisionPolicy) -> OverrideReport:
+    @staticmethod
+    def is_applied(model: keras.Model) -> bool:
+        """Whether a policy is applied to a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            True from `apply` until `revert`.
+        """
+        return isinstance(vars(model).get(_PLACE), Applied)
+
+    def apply(
+        self, policy: MixedPrecisionPolicy, tuned: str = "", *, dynamic: bool = False
+    ) -> OverrideReport:
         """Carries out a policy: all of it or nothing.
 
         Args:
             policy: The policy.
+            tuned: The report's line on a tuned plan; empty where there is none.
+            dynamic: Whether a controller will switch plans while the model trains.
 
         Returns:
             The report.
         """
         before = (self._policy, dict(self._policies), self._calls.noted())
         step = UndoLog()
-        self._policy = policy
+        self._policy, self._dynamic = policy, dynamic
         try:
             report = self._carry_out(policy, step)
         except BaseException:
@@ -71,6 +89,7 @@ class Applied:
             self._policy, self._policies, noted = before
             self._calls.renote(noted)
             raise
+        report.tuned = tuned
         self._log.extend(step)
         vars(self._model)[_PLACE] = self
         self._report = report
@@ -86,6 +105,14 @@ class Applied:
         self._policies.clear()
         self._calls.forget()
         forget_compiled_functions(self._model)
+
+    def on_revert(self, undo: Callable[[], None]) -> None:
+        """Adds what has to be taken back before the policy is.
+
+        Args:
+            undo: Takes it back; a second call does nothing.
+        """
+        self._log.record(undo)
 
     def original_policy(self, layer: keras.Layer) -> Any:
         """The policy that a layer had, or was given by others, before ours.
@@ -117,7 +144,7 @@ class Applied:
         found, changed = calls.found, changed | calls.changed
         self._watch_builds(found, log)
         changed_jit, jit_line = self._set_jit(policy, log)
-        expected = dtypes | _to_come(found, policy)
+        expected = dtypes | _to_come(found, policy) | self._switched_to(policy.config)
         changed_optimizer, optimizer_line = set_optimizer(
             model, policy.config, scales_loss="float16" in expected, log=log
         )
@@ -135,7 +162,7 @@ class Applied:
             jit_compile=jit_line,
             kernels=calls.kernels,
             operations=calls.operations,
-            warnings=[*warnings_for(found, policy.config), *calls.warnings],
+            warnings=[*self._warnings(found, policy.config), *calls.warnings],
             changed=changed,
             is_complete=found.is_built,
             _revert=self.revert,
@@ -163,7 +190,7 @@ class Applied:
         report.is_complete = found.is_built
         report.kernels[:] = calls.kernels
         report.operations[:] = calls.operations
-        report.warnings[:] = [*warnings_for(found, policy.config), *calls.warnings]
+        report.warnings[:] = [*self._warnings(found, policy.config), *calls.warnings]
         self._warn(report.warnings)
 
     def _set_policies(self, found: Draft, log: UndoLog) -> bool:
@@ -232,6 +259,15 @@ class Applied:
         """Where a second call fails, the guard of the first one stays."""
         if self._uninstall_guard is None and vars(self._model).get(_PLACE) is self:
             self._uninstall_guard = install_guard(self._model)
+
+    def _warnings(self, found: Draft, config: PrecisionConfig) -> list[str]:
+        return warnings_for(found, config, dynamic=self._dynamic)
+
+    def _switched_to(self, config: PrecisionConfig) -> set[str]:
+        """Dtypes that a schedule brings in later: the loss has to be scaled for them."""
+        phases = config.dynamic.schedule if self._dynamic and config.dynamic else ()
+        names = {phase.policy for phase in phases if phase.policy is not None}
+        return {keras.DTypePolicy(name).compute_dtype for name in names}
 
     def _warn(self, said: list[str]) -> None:
         new = [text for text in said if text not in self._warned]

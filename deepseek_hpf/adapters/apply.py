@@ -1,16 +1,24 @@
 """`apply_policy`: brings a policy with its rules and its protections to a model."""
 
+import logging
+
 import keras
 
 from deepseek_hpf.adapters.applied import Applied
 from deepseek_hpf.adapters.report import OverrideReport
+from deepseek_hpf.adapters.tuned import with_tuned
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
+logger = logging.getLogger(__name__)
+
 
 def apply_policy(
-    model: keras.Model, policy: MixedPrecisionPolicy | keras.DTypePolicy | PrecisionConfig | str
+    model: keras.Model,
+    policy: MixedPrecisionPolicy | keras.DTypePolicy | PrecisionConfig | str,
+    *,
+    dynamic: bool = False,
 ) -> OverrideReport:
     """Gives every layer the precision that a policy and its rules ask for, and guards the training.
 
@@ -24,7 +32,8 @@ def apply_policy(
        it), group normalization, the model's output. A large output layer, or one made of several,
        stays low; its result is cast, and its activation runs in float32.
     4. A layer whose policy is not the one the model was made under was given it: it keeps it.
-    5. The policy.
+    5. The policy. `"auto"` is what `tune` found for a model of this structure on this machine, with
+       its rules, kernels and compiler; untuned, it is what the hardware is known for.
 
     The optimizer is wrapped in a `LossScaleOptimizer`, which scales the loss if any layer computes
     in float16; the training step is guarded, so that a skipped step leaves no trace; the compile
@@ -40,6 +49,8 @@ def apply_policy(
         model: Any Keras model, compiled or not, built or not.
         policy: A `MixedPrecisionPolicy`, the name of a policy, a plain `keras.DTypePolicy`, or a
             configuration.
+        dynamic: Whether a controller will switch plans while the model trains, as
+            `callbacks.DynamicPrecision` does. Without, the key "dynamic" is warned of.
 
     Returns:
         The report: one row for each layer.
@@ -65,7 +76,10 @@ def apply_policy(
             f"Expected `model` to be a keras.Model. Received: model={model!r} "
             f"(of type {type(model)}). Put a layer into a keras.Sequential."
         )
-    return Applied.to(model).apply(as_policy(policy))
+    chosen, line = with_tuned(model, as_policy(policy))
+    if line:
+        logger.info("%s: %s", model.name, line)
+    return Applied.to(model).apply(chosen, tuned=line, dynamic=dynamic)
 
 
 def as_policy(policy: object) -> MixedPrecisionPolicy:

@@ -88,6 +88,8 @@ def _choice(
     if not wanted:
         return KernelChoice(decision, rule=rule, off=True)
     reason = reason_to_leave(layer)
+    if reason is None and decision.row.backward is not None:
+        reason = f"its gradients are computed in {decision.row.backward}"
     if reason is None and has_own_call(layer):
         reason = "it has a `call` of its own"
     if reason is None and critical is not None and critical.treatment == "activation":
@@ -98,19 +100,19 @@ def _choice(
     return KernelChoice(decision, kernel, refusal, rule)
 
 
-def with_kernels(hooks: list[CallHook], choices: list[KernelChoice]) -> list[CallHook]:
+def with_kernels(hooks: list[CallHook], kernels: list[CallHook]) -> list[CallHook]:
     """Adds the kernels to other wrappers: the kernel is next to the layer.
 
     Args:
         hooks: At most one for each target.
-        choices: The kernels.
+        kernels: Those of the kernels, at most one for each target.
 
     Returns:
         At most one for each target.
     """
-    inner = {id(choice.decision.layer): choice.hook for choice in choices}
+    inner = {id(kernel.target): kernel for kernel in kernels}
     joined = [hook.around(inner.pop(id(hook.target), None)) for hook in hooks]
-    return joined + [hook for hook in inner.values() if hook is not None]
+    return [*joined, *inner.values()]
 
 
 def settled(found: Draft, choices: list[KernelChoice]) -> Draft:

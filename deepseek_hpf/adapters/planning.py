@@ -271,19 +271,13 @@ def unhonoured(config: PrecisionConfig) -> list[str]:
     """
     keys = []
     for index, rule in enumerate(config.rules):
-        keys += [f"rules[{index}].{k}" for k in ("backward", "activations") if getattr(rule, k)]
-    if config.dynamic is not None:
-        keys.append("dynamic")
+        keys += [f"rules[{index}].activations"] if rule.activations else []
     return keys
 
 
 def _layer_plan(decision: Decision, resolution: RuleResolution) -> LayerPlan:
-    said: dict[str, Any] = {}
-    fields: tuple[RuleField, ...] = ("backward", "activations")
-    for field in fields:
-        found = setting(resolution, decision.walked, field)
-        if found is not None:
-            said[field] = found[0]
+    found = setting(resolution, decision.walked, "activations")
+    said = {} if found is None else {"activations": found[0]}
     return LayerPlan(policy=decision.row.after, **said)
 
 

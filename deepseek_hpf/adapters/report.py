@@ -28,6 +28,9 @@ class OverrideRow:
         result_dtype: The dtype to which the layer's result is cast; None where it is left.
         kernel: Name of the fused kernel that computes the layer; None where Keras does.
         kernel_refusal: Why a kernel that is there for such layers does not compute this one.
+        backward: `"float32"` where the gradients are computed so although the layer computes in 16
+            bits; None where they are computed as the layer is.
+        backward_refusal: Why they are not, although a rule wants it.
     """
 
     path: str
@@ -40,6 +43,8 @@ class OverrideRow:
     result_dtype: str | None = None
     kernel: str | None = None
     kernel_refusal: str | None = None
+    backward: str | None = None
+    backward_refusal: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -74,10 +79,12 @@ class OverrideReport:
         policy: Name of the policy applied.
         plan: The decisions as a value: layer path to `LayerPlan`.
         model: One line on the model's own policy.
+        tuned: One line on the tuned plan that "auto" stands for; empty where there is none.
         optimizer: One line on the optimizer.
         guard: One line on the guard of the training step.
         jit_compile: One line; empty where the model's own setting is left.
-        kernels: One line for each kind of fused kernel, and for each reason to do without.
+        kernels: One line for each kind of fused kernel, and for each reason to do without; the same
+            of kernels with float32 gradients.
         operations: One line for each operation, not being a layer, that computes in float32.
         warnings: What the user should know; also given as one Python warning.
         changed: Whether anything is other than before the call.
@@ -98,6 +105,7 @@ class OverrideReport:
     policy: str
     plan: PrecisionPlan
     model: str = ""
+    tuned: str = ""
     optimizer: str = ""
     guard: str = ""
     jit_compile: str = ""
@@ -138,6 +146,7 @@ class OverrideReport:
     def lines(self) -> list[str]:
         """What is said beneath the table."""
         said = [
+            ("tuned", self.tuned),
             ("model", self.model),
             ("optimizer", self.optimizer),
             ("guard", self.guard),

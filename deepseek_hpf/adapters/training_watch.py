@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from deepseek_hpf.adapters.current_value import current_value
 from deepseek_hpf.adapters.guard import skip_causes
 from deepseek_hpf.adapters.skip_causes import FLOOR_RUN, protecting_optimizer
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
@@ -65,13 +66,13 @@ class TrainingWatch:
     def _look(self, optimizer: LossScaleOptimizer) -> None:
         self._looked = time.monotonic()
         causes = skip_causes(self.model)
-        if causes is None or not int(_current(self.model, optimizer.skipped_steps)):
+        if causes is None or not int(current_value(self.model, optimizer.skipped_steps)):
             return
-        if float(_current(self.model, causes.bad_inputs)):
+        if float(current_value(self.model, causes.bad_inputs)):
             self._warn("inputs", _BAD_INPUTS)
-        if float(_current(self.model, causes.bad_losses)):
+        if float(current_value(self.model, causes.bad_losses)):
             self._warn("loss", _BAD_LOSS)
-        if float(_current(self.model, causes.floor_runs)):
+        if float(current_value(self.model, causes.floor_runs)):
             self._warn("floor", _ON_THE_FLOOR if optimizer.scales_loss else _NO_SCALE)
 
     def _warn(self, key: str, text: str) -> None:
@@ -97,8 +98,9 @@ _BAD_LOSS = (
 _ON_THE_FLOOR = (
     f"{FLOOR_RUN} training steps in a row were skipped with the loss scale on its floor. "
     "Batches and losses are finite, so a gradient overflows at any scale, and the model does not "
-    'train. Give the layer at fault a wider format by a rule (or use "mixed_bfloat16"), lower the '
-    "learning rate, or lower `min_scale` in the loss-scale configuration."
+    "train. `callbacks.DynamicPrecision` finds the layer at fault and gives it a wider format. Or "
+    'do so by a rule, use "mixed_bfloat16", lower the learning rate, or lower `min_scale` in the '
+    "loss-scale configuration."
 )
 _NO_SCALE = (
     f"{FLOOR_RUN} training steps in a row were skipped because of gradients that are not finite, "
@@ -106,12 +108,6 @@ _NO_SCALE = (
     "not train. Look for an operation whose derivative is undefined (e.g. the square root of 0), "
     "lower the learning rate, or give the layer at fault a wider format by a rule."
 )
-
-
-def _current(model: keras.Model, variable: Any) -> Any:
-    if keras.backend.backend() == "jax":
-        return _jax().current_value(model, variable)
-    return keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
 
 
 def _expose(model: keras.Model, optimizer: LossScaleOptimizer) -> None:

@@ -7,12 +7,13 @@ from deepseek_hpf.config import PrecisionConfig, PrecisionRule
 SHOWN = 5  # layers that a sentence names
 
 
-def warnings_for(found: Draft, config: PrecisionConfig) -> list[str]:
+def warnings_for(found: Draft, config: PrecisionConfig, *, dynamic: bool = False) -> list[str]:
     """What the user should know about a configuration, seen against a model.
 
     Args:
         found: The decisions.
         config: The configuration.
+        dynamic: Whether a controller will switch plans while the model trains.
 
     Returns:
         One sentence for each matter.
@@ -29,6 +30,11 @@ def warnings_for(found: Draft, config: PrecisionConfig) -> list[str]:
     keys = unhonoured(config)
     if keys:
         said.append(f"This version does nothing yet about {_listed(keys)}.")
+    if config.dynamic is not None and not dynamic:
+        said.append(
+            '"dynamic" is followed by `callbacks.DynamicPrecision(policy)` alone: train with that '
+            "callback, or leave the key out."
+        )
     return said
 
 

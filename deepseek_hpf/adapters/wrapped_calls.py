@@ -5,6 +5,13 @@ from typing import Any
 
 import keras
 
+from deepseek_hpf.adapters.backward_choice import (
+    backward_lines,
+    backward_warnings,
+    choose_backward,
+    installed,
+    settled_backward,
+)
 from deepseek_hpf.adapters.hooking import CallHook, any_low, wanted_hooks
 from deepseek_hpf.adapters.kernel_choice import (
     choose_kernels,
@@ -59,16 +66,23 @@ class WrappedCalls:
 
         Returns:
             What has come of it.
+
+        Raises:
+            ConfigError: A rule wants float32 gradients where nothing can have them.
         """
         dtypes = compute_dtypes(found.decisions, found.model_policy)
         casts = wanted_hooks(self._model, found.decisions) if any_low(dtypes) else []
+        backward = choose_backward(found, config, self._has_own_call)
+        found = settled_backward(found, backward)
         choices = choose_kernels(found, config, self._has_own_call)
+        kernels = [choice.hook for choice in choices if choice.hook is not None]
+        kernels += [choice.hook for choice in installed(backward)]
         return CallsSet(
-            changed=self._put(with_kernels(casts, choices), log),
+            changed=self._put(with_kernels(casts, kernels), log),
             found=settled(found, choices),
-            kernels=kernel_lines(choices, config),
+            kernels=[*kernel_lines(choices, config), *backward_lines(backward)],
             operations=[hook.line for hook in casts if hook.line],
-            warnings=kernel_warnings(choices),
+            warnings=[*kernel_warnings(choices), *backward_warnings(backward)],
         )
 
     def forget(self) -> None:

@@ -35,6 +35,7 @@ class _Run:
     resumed: Backup | None = None
     replay: Replay | None = None
     restored: frozenset[int] = frozenset()
+    extras: dict[str, HasState] = field(default_factory=dict)
     is_first_epoch: bool = True
     epoch: int = 0
     step: int = 0
@@ -49,8 +50,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     A backup holds the weights, all variables of the optimizer (slots, masters, loss scale,
     counters), the states of the layers' seed generators and of `keras.random`'s own, those of
     Python's, NumPy's and PyTorch's global generators, the history, the epoch, the step, and within
-    an epoch what the metrics have summed up. States of other callbacks (such as the patience of
-    `EarlyStopping`) are not in it.
+    an epoch what the metrics have summed up. `DynamicPrecision` beside it has its state in it too,
+    wherever it stands in the list; states of other callbacks (such as the patience of
+    `EarlyStopping`) are not.
 
     Each backup is written whole into a new directory, forced to the disk and renamed into place,
     and only then is the one before it removed: a process killed at any moment, while it writes
@@ -135,14 +137,14 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Finds the last backup, checks all of it, and restores it if the model is built."""
-        self._run = _Run()
+        self._run = _Run(extras={**_states_of_callbacks(self.model), **self.extras})
         remove_replay(self.model)
         self.store.clean()
         self.store.check_foreign()
         backup = self._run.resumed = self._load()
         if backup is None:
             return
-        run_backup.check_run(backup, self.model, self.extras)
+        run_backup.check_run(backup, self.model, self._run.extras)
         epoch, step = backup.manifest["epoch"], backup.manifest["step"]
         self.model._initial_epoch = epoch
         if training_state.is_built(self.model):
@@ -214,7 +216,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return self.store.load(paths[-2])
 
     def _restore(self, backup: Backup) -> None:
-        self._run.restored = run_backup.restore_variables(backup, self.model, self.extras)
+        self._run.restored = run_backup.restore_variables(backup, self.model, self._run.extras)
 
     def _is_restored(self) -> bool:
         """Whether what was restored is still the run's: a swapped optimizer has other variables."""
@@ -278,7 +280,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self.model,
             (epoch, step),
             history=run_backup.history_of(self.model, logs, epoch - 1),
-            extras=self.extras,
+            extras=self._run.extras,
             epoch_states=self._run.epoch_states,
         )
         self._run.steps_since_save = 0
@@ -320,6 +322,14 @@ def _checked_extras(extras: Mapping[str, HasState] | None) -> dict[str, HasState
                 f"Received: extras[{name!r}] of type {type(extra).__name__}"
             )
     return checked
+
+
+def _states_of_callbacks(model: keras.Model) -> dict[str, HasState]:
+    """The callbacks of the running `fit` that ask to be backed up, by the name they give."""
+    running = local_of_fit(model, "callbacks")
+    beside = running.callbacks if isinstance(running, keras.callbacks.CallbackList) else []
+    named = ((getattr(callback, "backup_name", None), callback) for callback in beside)
+    return {name: each for name, each in named if name and isinstance(each, HasState)}
 
 
 def _states_at_step(states: RandomStates) -> RandomStates:

@@ -62,7 +62,7 @@ class PrecisionOverrides(keras.callbacks.Callback):
             model: The model.
         """
         super().set_model(model)
-        self.report = apply_policy(model, self.policy)
+        self.report = self._apply(model)
         if self._watch is None or self._watch.model is not model:
             self._watch = TrainingWatch(model)
 
@@ -81,6 +81,9 @@ class PrecisionOverrides(keras.callbacks.Callback):
         if self._watch is not None:
             self._watch.on_epoch_end()
         self._log()
+
+    def _apply(self, model: keras.Model) -> OverrideReport:
+        return apply_policy(model, self.policy)
 
     def _log(self) -> None:
         if not self._is_logged:

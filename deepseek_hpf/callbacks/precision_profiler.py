@@ -35,8 +35,8 @@ class PrecisionProfiler(keras.callbacks.Callback):
         log_dir: Folder for TensorBoard's events, and for `profile-STEP.json`; None to keep the
             reports only.
         ranges: Whether to measure ranges, which takes most of the time.
-        census: Whether to count the operations of the compiled step, which traces it anew: once,
-            and again when another callback has set another step.
+        census: Whether to count the operations of the compiled step, which traces it anew (and
+            compiles it, under JAX): once, and again when another callback has set another step.
 
     Raises:
         ConfigError: `every` is not a positive integer; or `log_dir` is given and the package

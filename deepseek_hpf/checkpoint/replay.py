@@ -91,6 +91,9 @@ class Replay:
         before, self._before_first_step = self._before_first_step, None
         if before is not None:
             before(arguments[-1])
+            # What was restored may have brought the function of another plan.
+            present = self.model.train_function
+            function = present.function if isinstance(present, _Replaying) else present
         if not self._expected:
             return function(*arguments)
         self._expected = False

@@ -35,11 +35,12 @@ def write_run(
         extras: Further states by name.
         epoch_states: The global generators as they stood when the epoch began.
     """
+    # First, for a controller may yet look at the last step, and set the loss scale.
+    states = {name: dict(extra.get_state()) for name, extra in extras.items()}
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
     epoch, step = position
     variables = training_state.training_variables(model, metrics=step > 0)
-    states = {name: dict(extra.get_state()) for name, extra in extras.items()}
     now = capture_random_states()
     manifest = {
         "backend": keras.backend.backend(),
@@ -76,7 +77,8 @@ def check_run(backup: Backup, model: Any, extras: Mapping[str, HasState]) -> Non
         )
     if set(manifest["extras"]) != set(extras):
         raise ConfigError(
-            "The backup holds other `extras` than this callback was given; nothing was restored. "
+            "The backup holds other `extras` than this callback was given, or states of other "
+            "callbacks than there are; nothing was restored. "
             f"Expected: {sorted(manifest['extras'])}. Received: extras={sorted(extras)}"
         )
     if manifest["step"] % execution:

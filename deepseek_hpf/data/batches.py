@@ -9,21 +9,22 @@ from numpy.typing import NDArray
 
 from deepseek_hpf.errors import ConfigError
 
-Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+"""Examples and what they are to give, row by row."""
 
 
 def make_batches(arrays: Arrays, batch_size: int, *, shuffle: bool, seed: int) -> Any:
     """Returns batches for `model.fit`: a `tf.data.Dataset` on TensorFlow, else `ArrayBatches`.
 
     Args:
-        arrays: Images `(count, height, width, channels)` and labels `(count,)`.
-        batch_size: Images a batch.
+        arrays: Inputs such as images `(count, height, width, channels)`, and labels `(count, ...)`.
+        batch_size: Examples a batch.
         shuffle: For training: a new order every epoch, and only full batches, so that a step is
             compiled once and no small batch upsets batch normalization.
         seed: Of the order; the same seed gives the same sequence of orders.
 
     Returns:
-        Batches `(images, labels)`.
+        Batches `(inputs, labels)`.
 
     Raises:
         ConfigError: The batch size is no positive integer, or larger than the training set.
@@ -37,10 +38,12 @@ def make_batches(arrays: Arrays, batch_size: int, *, shuffle: bool, seed: int) -
 
 
 def check_batch_size(batch_size: int, count: int | None = None) -> None:
-    """Raises `ConfigError` unless `1 <= batch_size <= count` (images; no upper limit if None)."""
+    """Raises `ConfigError` unless `1 <= batch_size <= count` (examples; no upper limit if None)."""
     is_integer = isinstance(batch_size, int) and not isinstance(batch_size, bool)
     if not is_integer or batch_size < 1 or (count is not None and batch_size > count):
-        limit = "at least 1" if count is None else f"between 1 and {count}, the images in the split"
+        limit = (
+            "at least 1" if count is None else f"between 1 and {count}, the examples in the split"
+        )
         raise ConfigError(
             f"`batch_size` must be an integer {limit}. Received: batch_size={batch_size!r}"
         )
@@ -50,8 +53,8 @@ class ArrayBatches(keras.utils.PyDataset):
     """Batches of arrays, shuffled anew each epoch by `(seed, epoch)` alone.
 
     Args:
-        arrays: Images and labels.
-        batch_size: Images a batch.
+        arrays: Inputs and labels.
+        batch_size: Examples a batch.
         shuffle: Whether to shuffle and to leave out the last, smaller batch.
         seed: Of the order.
 
@@ -65,7 +68,7 @@ class ArrayBatches(keras.utils.PyDataset):
 
     def __init__(self, arrays: Arrays, batch_size: int, *, shuffle: bool, seed: int):
         super().__init__()
-        self._images, self._labels = arrays
+        self._inputs, self._labels = arrays
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
@@ -80,7 +83,7 @@ class ArrayBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Arrays:
         """Returns one batch."""
         chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        return self._images[chosen], self._labels[chosen]
+        return self._inputs[chosen], self._labels[chosen]
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order; Keras calls it."""

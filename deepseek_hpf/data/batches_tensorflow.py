@@ -8,11 +8,11 @@ from deepseek_hpf.data.batches import Arrays
 
 
 def tensorflow_batches(arrays: Arrays, batch_size: int, *, shuffle: bool, seed: int) -> Any:
-    """Returns a `tf.data.Dataset` of batches `(images, labels)` of arrays in memory.
+    """Returns a `tf.data.Dataset` of batches `(inputs, labels)` of arrays in memory.
 
     Args:
-        arrays: Images and labels.
-        batch_size: Images a batch.
+        arrays: Inputs and labels.
+        batch_size: Examples a batch.
         shuffle: Whether to shuffle anew each epoch and to leave out the last, smaller batch.
         seed: Of the order.
 

@@ -6,24 +6,14 @@ that slows down, or is shared, slow both alike. Only one trains at any time.
 
 import contextlib
 import dataclasses
-import multiprocessing
-import os
-import tempfile
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 from deepseek_hpf.demo.records import Comparison, EpochDone, Event, RunResult, RunSettings, RunStart
 from deepseek_hpf.demo.worker import work
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.worker_process import WorkerProcess
 
-# Quiet start; and neither process takes the whole of an accelerator's memory, as both need some.
-_ENVIRONMENT = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-}
 BASELINE, POLICY = 0, 1
 
 
@@ -60,7 +50,7 @@ def compare(settings: RunSettings, listener: Listener) -> Comparison:
             runs.append(run)
         for epoch in range(settings.epochs):
             for run in runs if epoch % 2 == 0 else reversed(runs):
-                run.connection.send(True)
+                run.begin_epoch()
                 run.receive_until(EpochDone)
         first, second = (run.receive_until(RunResult) for run in runs)
     return Comparison(settings=settings, baseline=first, policy=second)
@@ -68,39 +58,25 @@ def compare(settings: RunSettings, listener: Listener) -> Comparison:
 
 @dataclasses.dataclass
 class _Run:
-    process: Any
-    connection: Connection
+    worker: WorkerProcess
     number: int
     listener: Listener
-    stderr: Path
 
     @classmethod
     @contextlib.contextmanager
     def started(cls, settings: RunSettings, number: int, listener: Listener) -> Iterator["_Run"]:
         """Starts the process; on leaving it is ended."""
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            stderr = Path(folder) / "stderr"
-            process = context.Process(
-                target=work, args=(theirs, settings, str(stderr)), daemon=True
-            )
-            with _environment():
-                process.start()
-            theirs.close()
-            try:
-                yield cls(process, ours, number, listener, stderr)
-            finally:
-                ours.close()
-                process.join(timeout=5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+        with WorkerProcess.started(work, settings) as worker:
+            yield cls(worker, number, listener)
+
+    def begin_epoch(self) -> None:
+        """Lets the process train an epoch."""
+        self.worker.connection.send(True)
 
     def receive_until(self, wanted: type) -> Any:
         """Passes messages on until there is one of the type that is wanted, and returns that."""
         while True:
-            kind, content = self._receive()
+            kind, content = self.worker.receive()
             if kind == "log":
                 self.listener.log(self.number, str(content))
             elif kind == "event":
@@ -111,33 +87,3 @@ class _Run:
                 raise RuntimeError(f"A run failed:\n{content}")
             if isinstance(content, wanted):
                 return content
-
-    def _receive(self) -> tuple[str, Any]:
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            self.process.join(timeout=5)
-            raise ConfigError(
-                f"The process of a run ended before its time{self._last_words()} "
-                "(exit code -9 means that it was killed, most often for want of memory: lower the "
-                f"batch size). Received: exit code {self.process.exitcode}"
-            ) from error
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            lines = self.stderr.read_text(encoding="utf-8", errors="replace").split("\n")
-            words = [line for line in lines if line.strip()]
-            return f", with {words[-1]!r}" if words else ""
-        return ""
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """Sets what a child process has to find in its environment, where the user did not."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

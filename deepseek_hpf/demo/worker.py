@@ -1,7 +1,6 @@
 """A training in a process of its own, which talks to its parent through a pipe."""
 
 import logging
-import os
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -9,6 +8,7 @@ from multiprocessing.connection import Connection
 from deepseek_hpf.demo.records import RunSettings
 from deepseek_hpf.errors import ConfigError, MissingBackendError, PrecisionError
 from deepseek_hpf.lazy import import_with_backend
+from deepseek_hpf.worker_process import LogSender, send_stderr_to
 
 # What a worker sends: ("log", text), ("event", Event), ("result", RunResult), ("error", text),
 # ("crash", traceback). What it is sent before each epoch: True.
@@ -23,9 +23,9 @@ def work(connection: Connection, settings: RunSettings, stderr_path: str) -> Non
         settings: Of the run.
         stderr_path: File that takes the standard error, which frameworks write to at their start.
     """
-    _send_stderr_to(stderr_path)
+    send_stderr_to(stderr_path)
     logger = logging.getLogger("deepseek_hpf")
-    logger.addHandler(_LogSender(connection))
+    logger.addHandler(LogSender(connection))
     try:
         training = import_with_backend("deepseek_hpf.demo.training")
         result = training.train(
@@ -39,19 +39,3 @@ def work(connection: Connection, settings: RunSettings, stderr_path: str) -> Non
     except Exception:  # noqa: BLE001 - the parent reports it
         connection.send(("crash", traceback.format_exc()))
         sys.exit(1)
-
-
-def _send_stderr_to(path: str) -> None:
-    with open(path, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 2)
-
-
-class _LogSender(logging.Handler):
-    """Sends this package's warnings to the parent, as lines."""
-
-    def __init__(self, connection: Connection):
-        super().__init__(logging.WARNING)
-        self._connection = connection
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._connection.send(("log", f"{record.levelname}: {record.getMessage()}"))

@@ -5,8 +5,10 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from deepseek_hpf.hardware import cgroup
 from deepseek_hpf.hardware.device import Device, Support
 
 # Instruction set extensions that multiply in a format, by format; the names are the kernel's.
@@ -18,6 +20,7 @@ _VENDORS = {"AuthenticAMD": "amd", "GenuineIntel": "intel", "0x41": "arm", "0xc0
 _LINUX_CPUINFO = Path("/proc/cpuinfo")
 _LINUX_MEMINFO = Path("/proc/meminfo")
 _SYSCTL = "/usr/sbin/sysctl"
+_VM_STAT = "/usr/bin/vm_stat"
 
 
 def support(flags: frozenset[str], *, flags_known: bool = True) -> dict[str, Support]:
@@ -102,6 +105,35 @@ def parse_sysctl(text: str) -> tuple[str, int | None, frozenset[str]]:
     )
 
 
+def parse_vm_stat(text: str) -> int | None:
+    """Reads macOS's `vm_stat`; returns the memory that is free or given back at once, in bytes."""
+    page = re.search(r"page size of (\d+) bytes", text)
+    free = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)\.$", text, re.MULTILINE)
+    return int(page[1]) * sum(map(int, free)) if page and free else None
+
+
+def within_limits(device: Device, limit: int | None, left: int | None) -> Device:
+    """A CPU whose memory is no more than this process may use.
+
+    Args:
+        device: The CPU.
+        limit: Bytes that the process may use, None for no limit.
+        left: Bytes of them that are not used, None if unknown.
+
+    Returns:
+        The CPU, with the smaller of each.
+    """
+    return replace(
+        device,
+        memory_total=_smaller(device.memory_total, limit),
+        memory_free=_smaller(_smaller(device.memory_free, left), limit),
+    )
+
+
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return min((value for value in (first, second) if value is not None), default=None)
+
+
 def relevant(flags: frozenset[str]) -> frozenset[str]:
     """The extensions that bear on number formats or on the width of vectors."""
     wide = {"avx2", "avx512f", "amx_tile", "amx_int8", "avx512_vnni", "avx_vnni", "sve", "asimd"}
@@ -124,8 +156,8 @@ def from_linux(cpuinfo: str, meminfo: str, machine: str) -> Device:
     )
 
 
-def from_macos(sysctl: str, machine: str) -> Device:
-    """A CPU as macOS's `sysctl` describes it; `machine` is e.g. `"arm64"`."""
+def from_macos(sysctl: str, vm_stat: str, machine: str) -> Device:
+    """A CPU as macOS's `sysctl` and `vm_stat` describe it; `machine` is e.g. `"arm64"`."""
     name, memory, flags = parse_sysctl(sysctl)
     return Device(
         "cpu",
@@ -133,6 +165,7 @@ def from_macos(sysctl: str, machine: str) -> Device:
         name,
         architecture=machine,
         memory_total=memory,
+        memory_free=parse_vm_stat(vm_stat),
         flags=relevant(flags),
         support=support(flags, flags_known=bool(flags)),
     )
@@ -145,9 +178,10 @@ def probe() -> list[Device]:
         if sys.platform == "linux":
             cpuinfo = _LINUX_CPUINFO.read_text(encoding="utf-8", errors="replace")
             meminfo = _LINUX_MEMINFO.read_text(encoding="utf-8", errors="replace")
-            return [from_linux(cpuinfo, meminfo, machine)]
+            return [within_limits(from_linux(cpuinfo, meminfo, machine), *cgroup.memory())]
         if sys.platform == "darwin":
-            return [from_macos(_sysctl(), machine)]
+            keys = ("machdep.cpu.brand_string", "hw.memsize", "hw.optional.arm")
+            return [from_macos(_output(_SYSCTL, *keys), _output(_VM_STAT), machine)]
     except (OSError, subprocess.SubprocessError):
         pass  # A sandbox without /proc or sysctl: what `platform` knows has to do.
     name = platform.processor() or os.environ.get("PROCESSOR_IDENTIFIER") or "CPU"
@@ -155,10 +189,6 @@ def probe() -> list[Device]:
     return [Device("cpu", "unknown", name, architecture=machine, support=unknown)]
 
 
-def _sysctl() -> str:
-    keys = ["machdep.cpu.brand_string", "hw.memsize", "hw.optional.arm"]
+def _output(*command: str) -> str:
     # `sysctl` leaves with 1 if one key is unknown (Intel), and still prints the others.
-    done = subprocess.run(
-        [_SYSCTL, *keys], capture_output=True, text=True, timeout=2.0, check=False
-    )
-    return done.stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=2.0, check=False).stdout

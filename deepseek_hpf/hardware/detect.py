@@ -18,8 +18,8 @@ def devices() -> list[Device]:
     """Lists what is in the machine, the CPU first, without importing or starting any framework.
 
     Drivers and libraries that are absent are normal. Where the vendor's own tool is not installed,
-    a framework that is loaded already is asked for what is missing (the compute capability, which
-    decides what the formats are).
+    a framework that is loaded already is asked for what is missing: the compute capability, which
+    decides what the formats are, the name, the memory.
 
     Returns:
         At least the CPU.
@@ -61,16 +61,29 @@ def usable_devices(backend: str) -> list[Device]:
 
 
 def _completed(found: list[Device]) -> list[Device]:
-    """Takes a loaded framework's word for NVIDIA GPUs of which only the name is known."""
-
-    def incomplete(device: Device) -> bool:
-        return device.vendor == "nvidia" and device.compute_capability is None
-
-    if not any(incomplete(device) for device in found):
+    """Takes a loaded framework's word for GPUs of which only the name or the family is known."""
+    if not any(_is_incomplete(device) for device in found):
         return found
     loaded = [backend for backend in BACKENDS if backend in sys.modules]
-    told = {device.name: device for backend in loaded for device in _accelerators(backend)}
-    return [told.get(d.name, d) if incomplete(d) else d for d in found]
+    told = [device for backend in loaded for device in _accelerators(backend)]
+    return [_told(device, told) if _is_incomplete(device) else device for device in found]
+
+
+def _is_incomplete(device: Device) -> bool:
+    if device.kind != "gpu":
+        return False
+    lacks_capability = device.vendor == "nvidia" and device.compute_capability is None
+    return lacks_capability or device.memory_total is None
+
+
+def _told(device: Device, told: list[Device]) -> Device:
+    """The same device as a framework describes it, or the device itself."""
+    of_vendor = [each for each in told if each.vendor == device.vendor]
+    for key in ("name", "architecture"):
+        for each in of_vendor:
+            if getattr(device, key) and getattr(each, key) == getattr(device, key):
+                return each
+    return device
 
 
 def _accelerators(backend: str) -> list[Device]:

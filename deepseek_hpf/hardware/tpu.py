@@ -4,13 +4,14 @@ from deepseek_hpf.hardware import pci
 from deepseek_hpf.hardware.device import Device, Support
 
 VENDOR_ID = "0x1ae0"
+# Version and memory of a chip in GiB.
 _VERSIONS = {
-    "0x0027": "v3",  # v2 answers with the same id.
-    "0x005e": "v4",
-    "0x0062": "v5p",
-    "0x0063": "v5e",
-    "0x006f": "v6e",
-    "0x0076": "tpu7x",
+    "0x0027": ("v3", 32),  # v2, with half the memory, answers with the same id.
+    "0x005e": ("v4", 32),
+    "0x0062": ("v5p", 95),
+    "0x0063": ("v5e", 16),
+    "0x006f": ("v6e", 32),
+    "0x0076": ("tpu7x", 192),
 }
 
 
@@ -30,7 +31,12 @@ def support(version: str) -> dict[str, Support]:
     }
 
 
-def device(name: str, version: str = "", memory_total: int | None = None) -> Device:
+def device(
+    name: str,
+    version: str = "",
+    memory_total: int | None = None,
+    memory_free: int | None = None,
+) -> Device:
     """A TPU; memory in bytes."""
     return Device(
         "tpu",
@@ -38,14 +44,17 @@ def device(name: str, version: str = "", memory_total: int | None = None) -> Dev
         name,
         architecture=version,
         memory_total=memory_total,
+        memory_free=memory_free,
         support=support(version),
     )
 
 
 def device_from_pci(device_id: str) -> Device | None:
     """The TPU with this PCI device id; None if it is none."""
-    version = _VERSIONS.get(device_id)
-    return device(f"TPU {version}", version) if version else None
+    if device_id not in _VERSIONS:
+        return None
+    version, gibibytes = _VERSIONS[device_id]
+    return device(f"TPU {version}", version, gibibytes * 2**30)
 
 
 def probe() -> list[Device]:

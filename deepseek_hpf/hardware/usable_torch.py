@@ -1,6 +1,7 @@
 """The accelerators that this PyTorch can use. Importing this file imports PyTorch."""
 
 import sys
+from typing import Any
 
 import torch
 
@@ -34,13 +35,25 @@ def _kind_in_use() -> str:
 
 def _cuda(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
+    memory = properties.total_memory, _free(torch.cuda, index)
     if torch.version.hip is not None:
-        return rocm.device(properties.name, properties.gcnArchName, properties.total_memory)
-    capability = (properties.major, properties.minor)
-    return cuda.device(properties.name, capability, properties.total_memory)
+        return rocm.device(properties.name, properties.gcnArchName, *memory)
+    return cuda.device(properties.name, (properties.major, properties.minor), *memory)
 
 
 def _xpu(index: int) -> Device:
     properties = torch.xpu.get_device_properties(index)
     architecture = oneapi.architecture_of_name(properties.name)
-    return oneapi.device(properties.name, architecture, properties.total_memory)
+    return oneapi.device(
+        properties.name, architecture, properties.total_memory, _free(torch.xpu, index)
+    )
+
+
+def _free(module: Any, index: int) -> int | None:
+    """Free memory of the device in use; asking another would start a context on it."""
+    if not module.is_initialized() or index != module.current_device():
+        return None
+    try:
+        return int(module.mem_get_info(index)[0])
+    except (AttributeError, RuntimeError):  # not with every driver, nor in every version
+        return None

@@ -1,6 +1,5 @@
 """Clipping of gradients whose norm is an outlier of the run's own norms."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +8,7 @@ from keras import ops
 
 from deepseek_hpf import config as configuration
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.optimizers.anomaly_rule import INITIAL_STATE, AnomalyRule
 from deepseek_hpf.optimizers.clipping_rule import Clipping, Decision, Tensor, shrunk_to
 
 
@@ -40,8 +40,8 @@ class Anomaly(Clipping):
     """
 
     z: float = configuration.AnomalyConfig.model_fields["z"].default
-    decay: float = 0.99
-    warmup: int = 100
+    decay: float = AnomalyRule.decay
+    warmup: int = AnomalyRule.warmup
     kind: ClassVar[str] = "anomaly"
     by_norm: ClassVar[bool] = True
 
@@ -54,7 +54,7 @@ class Anomaly(Clipping):
 
     def initial_state(self) -> dict[str, float]:
         """Returns the running mean and variance of the log-norm, and the steps they hold."""
-        return {"log_norm_mean": 0.0, "log_norm_variance": 0.0, "log_norm_steps": 0.0}
+        return dict(INITIAL_STATE)
 
     def decide(
         self,
@@ -64,30 +64,6 @@ class Anomaly(Clipping):
         state: Mapping[str, Tensor],
     ) -> Decision:
         """Compares the log-norm with its running statistics, then updates them."""
-        mean, steps = state["log_norm_mean"], state["log_norm_steps"]
-        margin = self._margin(state["log_norm_variance"], steps)
-        bound = ops.where(ops.equal(steps, 0.0), math.inf, ops.exp(ops.add(mean, margin)))
-        positive = ops.greater(norm, 0.0)
-        log_norm = ops.log(ops.where(positive, norm, 1.0))
-        deviation = ops.subtract(log_norm, mean)
-        cut = ops.maximum(ops.minimum(deviation, margin), ops.negative(margin))
-        deviation = ops.where(ops.equal(steps, 0.0), deviation, cut)
-        updated = self._updated(state, deviation)
-        kept = {name: ops.where(positive, updated[name], state[name]) for name in updated}
-        return shrunk_to(norm, bound, kept)
-
-    def _margin(self, variance: Tensor, steps: Tensor) -> Tensor:
-        least = ops.where(ops.less(steps, float(self.warmup)), math.log(1000.0), math.log(2.0))
-        return ops.maximum(ops.multiply(ops.sqrt(variance), self.z), least)
-
-    def _updated(self, state: Mapping[str, Tensor], deviation: Tensor) -> dict[str, Tensor]:
-        steps = ops.add(state["log_norm_steps"], 1.0)
-        weight = ops.maximum(ops.divide(1.0, steps), 1.0 - self.decay)
-        shift = ops.multiply(weight, deviation)
-        spread = ops.add(state["log_norm_variance"], ops.multiply(shift, deviation))
-        return {
-            "log_norm_mean": ops.add(state["log_norm_mean"], shift),
-            "log_norm_variance": ops.multiply(ops.subtract(1.0, weight), spread),
-            # float32 counts to 2**24 and then stays; the weight has long been constant.
-            "log_norm_steps": steps,
-        }
+        rule = AnomalyRule(z=self.z, decay=self.decay, warmup=self.warmup)
+        bound, updated = rule.compare(ops, norm, state)
+        return shrunk_to(norm, bound, updated)

@@ -1,18 +1,20 @@
 """The update compiled by XLA on its own, inside a TensorFlow step that is not.
 
 An update is some ten elementwise operations on every variable. TensorFlow's runtime starts them one
-by one and stores what is between them; XLA makes one loop for each variable.
+by one and stores what is between them; XLA makes one loop for each variable. Variables with sparse
+gradients are left to TensorFlow, and to Keras's rules for rows that are given twice.
 """
 
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from deepseek_hpf.optimizers.clipping_rule import Decision
-from deepseek_hpf.optimizers.step import Step
+from deepseek_hpf.optimizers.step import Step, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ MOST_VARIABLES = 1_000
 
 
 def updater(step: Step) -> Callable[[tf.Tensor], Decision]:
-    """Returns `step.update`, compiled."""
+    """Returns `step.update`, compiled; with sparse gradients, the inner optimizer's part of it."""
+    if any(isinstance(gradient, tf.IndexedSlices) for gradient in step.gradients):
+        return functools.partial(_update_apart, step)
 
     def update(norm: tf.Tensor) -> Decision:
         @tf.function(jit_compile=True, autograph=False)
@@ -36,6 +40,27 @@ def updater(step: Step) -> Callable[[tf.Tensor], Decision]:
     return update
 
 
+def _update_apart(step: Step, norm: tf.Tensor) -> Decision:
+    """The update, compiled for the variables whose gradients are dense."""
+    plain = step.inner._backend_update_step
+
+    def update(gradients: Any, variables: Any, rate: Any) -> None:
+        pairs = list(zip(gradients, variables, strict=True))
+        sparse = [pair for pair in pairs if isinstance(pair[0], tf.IndexedSlices)]
+        dense = [pair for pair in pairs if not isinstance(pair[0], tf.IndexedSlices)]
+
+        @tf.function(jit_compile=True, autograph=False)
+        def compiled() -> None:
+            plain(*zip(*dense, strict=True), rate)
+
+        compiled()
+        if sparse:
+            plain(*zip(*sparse, strict=True), rate)
+
+    with replaced(step.inner, "_backend_update_step", update):
+        return step.update(norm)
+
+
 def suits(step: Step) -> bool:
     """Returns whether the update pays to be compiled, and is known to be compilable.
 
@@ -46,9 +71,9 @@ def suits(step: Step) -> bool:
     wanted = step.optimizer.jit_compile_update
     if wanted is False or not tf.inside_function() or not _compilable(step):
         return False
-    elements = sum(target.shape.num_elements() for target in map(_value, step.targets))
+    elements = sum(gradient.shape.num_elements() for gradient in _dense_gradients(step))
     large = elements >= LEAST_ELEMENTS and len(step.targets) <= MOST_VARIABLES
-    return (bool(wanted) or large) and _xla_works()
+    return (large or (bool(wanted) and elements > 0)) and _xla_works()
 
 
 def _compilable(step: Step) -> bool:
@@ -59,7 +84,7 @@ def _compilable(step: Step) -> bool:
         and (isinstance(rate, keras.Variable) or _is_keras(rate))
         and not step.accumulation_steps
         and not inner.use_ema
-        and all(_dense_and_static(g) for g in step.gradients if g is not None)
+        and all(gradient.shape.is_fully_defined() for gradient in _dense_gradients(step))
         and all(_plain(target) for target in step.targets)
     )
 
@@ -72,8 +97,8 @@ def _value(variable: keras.Variable) -> tf.Variable:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def _dense_and_static(gradient: object) -> bool:
-    return isinstance(gradient, tf.Tensor) and gradient.shape.is_fully_defined()
+def _dense_gradients(step: Step) -> list[tf.Tensor]:
+    return [gradient for gradient in step.gradients if isinstance(gradient, tf.Tensor)]
 
 
 def _plain(target: keras.Variable) -> bool:

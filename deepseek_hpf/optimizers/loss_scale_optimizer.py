@@ -18,7 +18,10 @@ from deepseek_hpf.optimizers.arguments import (
     python_number,
     refuse_clipping_twice,
 )
+from deepseek_hpf.optimizers.gradient_watch import DtypeOf, GradientWatch, NoWatch
+from deepseek_hpf.optimizers.kept_run import KeepsRun
 from deepseek_hpf.optimizers.master_weights import create_master, exclude_alike, needs_master
+from deepseek_hpf.optimizers.saved_order import fitting, saved_order
 from deepseek_hpf.optimizers.step import Step
 from deepseek_hpf.optimizers.transition import ScaleRules, bounded
 
@@ -26,12 +29,10 @@ Tensor = Any
 Store = Any
 
 DEFAULTS = LossScaleConfig()
-# What Keras's wrapper keeps of its own: iteration, learning rate, step counter, scale.
-KERAS_OWN_VARIABLES = 4
 
 
 @keras.saving.register_keras_serializable(package="deepseek_hpf")
-class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
     """Wraps an optimizer so that no non-finite gradient ever reaches a weight.
 
     Each step: reduce the gradients over the replicas, check and measure them in one pass; if one
@@ -96,6 +97,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """
 
     telemetry: dict[str, keras.Variable]
+    watch: NoWatch
     _targets: dict[Any, keras.Variable]
     _pending_variables: list[Any] | None
 
@@ -144,7 +146,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.master_weights = master_weights
         self.jit_compile_update: bool | None = None
         # In `__dict__` directly: TensorFlow would wrap and track a container set as an attribute.
-        self.__dict__.update(telemetry={}, _targets={}, _pending_variables=None)
+        self.__dict__.update(telemetry={}, _targets={}, _pending_variables=None, watch=NoWatch())
 
     @property
     def scales_loss(self) -> bool:
@@ -170,6 +172,34 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         names = self.clipping.initial_state() if self.clipping else ()
         return {name: ops.convert_to_tensor(self.telemetry[name]) for name in names}
 
+    def watch_gradients(
+        self, every: int = 50, sample_every: int = 25, compute_dtype_of: DtypeOf | None = None
+    ) -> GradientWatch:
+        """Has gradients and updates measured in the steps that are traced from now on.
+
+        It changes no bit of the training. What is measured is among the optimizer's variables, at
+        the end of what is saved; files without it load as before.
+
+        Args:
+            every: Int. Steps of a window.
+            sample_every: Int. Of how many steps one is measured. Skipped steps are counted always.
+            compute_dtype_of: Function from a trainable variable to the name of the dtype that its
+                layer computes in. By default the dtype of the variable.
+
+        Returns:
+            The watch, whose `last_window` is to be read.
+        """
+        watch = GradientWatch(every, sample_every, compute_dtype_of or _own_dtype)
+        if self.watch.variables:
+            watch.adopt(self.watch)
+        elif self.built:
+            strategy = getattr(self, "_distribution_strategy", None)
+            with contextlib.nullcontext() if strategy is None else strategy.scope():
+                watch.build(self, self._trainable_variables)
+            watch.load(self.__dict__.pop("_left_over", ()))
+        self.__dict__["watch"] = watch
+        return watch
+
     def build(self, var_list: Sequence[keras.Variable]) -> None:
         """Creates the wrapper's variables, the masters, and those of the inner optimizer.
 
@@ -191,6 +221,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         for name, value in (self.clipping.initial_state() if self.clipping else {}).items():
             self.telemetry[name] = self._own_variable(name, "float32", value)
         self._build_inner(variables)
+        self.watch.build(self, variables)
         # Past Keras's wrapper, which would create its two variables once more.
         super(keras.optimizers.LossScaleOptimizer, self).build(variables)
         if self._pending_variables is not None:
@@ -297,6 +328,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 if target is not variable:
                     variable.assign(ops.cast(target, variable.dtype))
 
+    def save_own_variables(self, store: Store) -> None:
+        """Writes the state to a file."""
+        for index, variable in enumerate(saved_order(self.variables, self.watch.variables)):
+            store[str(index)] = variable.numpy()
+
     def load_own_variables(self, store: Store) -> None:
         """Sets the state from a file, of this class or of Keras's wrapper.
 
@@ -306,14 +342,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if not self.built:
             self.__dict__["_pending_variables"] = values
             return
-        own, inner = self._variables, self.inner_optimizer.variables
-        keras_layout = own[:KERAS_OWN_VARIABLES] + inner
-        fitting = [layout for layout in (own + inner, keras_layout) if len(layout) == len(values)]
-        if not fitting:
+        watched, inner = self.watch.variables, self.inner_optimizer.variables
+        layout = fitting(saved_order(self.variables, watched), inner, watched, len(values))
+        if layout is None:
             super().load_own_variables(store)  # warns, and loads nothing
             return
-        for variable, value in zip(fitting[0], values, strict=True):
+        for variable, value in zip(layout, values, strict=False):
             variable.assign(value)
+        if not watched:
+            self.__dict__["_left_over"] = values[len(layout) :]
         scale = bounded(self.dynamic_scale, self.scale_rules) if self.scales_loss else 1.0
         self.dynamic_scale.assign(scale)
 
@@ -343,6 +380,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Creates an optimizer from its config, of this class or of Keras's wrapper."""
         # Keras's pops from the dict it is given.
         return super().from_config(dict(config), custom_objects=custom_objects)
+
+
+def _own_dtype(variable: keras.Variable) -> str:
+    return str(keras.backend.standardize_dtype(variable.dtype))
 
 
 def _tensor(gradient: Tensor | None) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 from keras import ops
@@ -10,6 +10,7 @@ from keras import ops
 from deepseek_hpf.optimizers import finite, transition
 from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.finite import Statistics
+from deepseek_hpf.optimizers.gradient_watch import NoWatch
 from deepseek_hpf.optimizers.master_weights import refreshed, rounded
 
 if TYPE_CHECKING:
@@ -19,6 +20,20 @@ Tensor = Any
 ClipGradients = Callable[[Sequence[Tensor]], list[Tensor]]
 
 FLOAT16_MAX = 65504.0
+
+
+class Trained(NamedTuple):
+    """A variable of the model, its gradient, and what the inner optimizer updates for it."""
+
+    variable: keras.Variable
+    gradient: Tensor
+    target: keras.Variable
+
+    def weights(self) -> Tensor:
+        """What the next update starts from: a master follows what was assigned to its variable."""
+        if self.target is self.variable:
+            return ops.convert_to_tensor(self.target)
+        return refreshed(self.target, self.variable)
 
 
 class Step:
@@ -49,6 +64,14 @@ class Step:
             i
             for i, gradient in enumerate(self.gradients)
             if gradient is not None and not overwrites(self.variables[i])
+        ]
+        self.watch = optimizer.watch if self._trained else NoWatch()
+
+    @property
+    def trained(self) -> list[Trained]:
+        """The variables that have a gradient to be added to them."""
+        return [
+            Trained(self.variables[i], self.gradients[i], self.targets[i]) for i in self._trained
         ]
 
     def measure(self) -> Statistics:
@@ -99,7 +122,9 @@ class Step:
             update: `self.update`, or what runs it compiled or on every replica.
         """
         updates = self._updates()
+        seen = self.watch.before_update(self, updates)
         decision = update(statistics.norm)
+        self.watch.after_update(self, seen)
         optimizer = self.optimizer
         state = {**decision.state, "gradient_norm": statistics.norm}
         for name, value in state.items():
@@ -113,6 +138,7 @@ class Step:
 
     def skip(self, statistics: Statistics) -> None:
         """Writes the counters of a step that is left out, and nothing else."""
+        self.watch.skipped(self)
         optimizer = self.optimizer
         optimizer.gradient_norm.assign(statistics.norm)
         optimizer.skipped_steps.assign_add(1)

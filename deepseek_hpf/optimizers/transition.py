@@ -1,84 +1,30 @@
-"""How the loss scale moves: a pure function of the last state and one bit, "were they finite"."""
+"""How the loss scale moves in a step that Keras compiles: `scale_rule` over Keras's `ops`."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from keras import ops
 
-from deepseek_hpf.config import LossScaleConfig
+from deepseek_hpf.optimizers import scale_rule
+from deepseek_hpf.optimizers.scale_rule import ScaleRules as ScaleRules
+from deepseek_hpf.optimizers.scale_rule import ScaleState as ScaleState
 
 Tensor = Any
 """A native tensor of the Keras back end, or a Python number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleRules:
-    """The constants of the transition; `LossScaleConfig` explains and validates them."""
-
-    growth_steps: int = 2000
-    growth_factor: float = 2.0
-    backoff_factor: float = 0.5
-    min_scale: float = 1.0
-    max_scale: float = 2.0**24
-    hysteresis: int = 1
-
-    @classmethod
-    def from_config(cls, config: LossScaleConfig) -> "ScaleRules":
-        """Takes the constants from a validated configuration."""
-        values = config.model_dump()
-        values.pop("initial_scale")
-        return cls(**values)
-
-
-class ScaleState(NamedTuple):
-    """What the transition carries from step to step.
-
-    Attributes:
-        scale: Factor on the loss, float32.
-        good_steps: Finite steps since the scale last moved or a step overflowed, integer.
-        overflows: Overflows in a row, integer.
-    """
-
-    scale: Tensor
-    good_steps: Tensor
-    overflows: Tensor
-
-
 def bounded(scale: Tensor, rules: ScaleRules) -> Tensor:
-    """Returns the scale within `[min_scale, max_scale]`.
-
-    A NaN, which only an assignment from outside can bring, becomes `min_scale`: a comparison with
-    NaN is false.
-    """
-    scale = ops.convert_to_tensor(scale)
-    raised = ops.where(ops.greater_equal(scale, rules.min_scale), scale, rules.min_scale)
-    return ops.minimum(raised, rules.max_scale)
+    """Returns the scale within `[min_scale, max_scale]`; a NaN becomes `min_scale`."""
+    return scale_rule.bounded(ops, ops.convert_to_tensor(scale), rules)
 
 
 def after_finite(state: ScaleState, rules: ScaleRules) -> ScaleState:
     """Counts a finite step; the `growth_steps`-th in a row grows the scale."""
-    scale = bounded(state.scale, rules)
-    good_steps = ops.add(state.good_steps, 1)
-    due = ops.greater_equal(good_steps, rules.growth_steps)
-    grown = bounded(ops.multiply(scale, rules.growth_factor), rules)
-    return ScaleState(
-        scale=ops.where(due, grown, scale),
-        good_steps=ops.where(due, ops.zeros_like(good_steps), good_steps),
-        overflows=ops.zeros_like(state.overflows),
-    )
+    return scale_rule.after_finite(ops, _tensors(state), rules)
 
 
 def after_overflow(state: ScaleState, rules: ScaleRules) -> ScaleState:
     """Counts an overflow; from the `hysteresis`-th in a row on, each one backs off the scale."""
-    scale = bounded(state.scale, rules)
-    overflows = ops.add(state.overflows, 1)
-    backs_off = ops.greater_equal(overflows, rules.hysteresis)
-    smaller = bounded(ops.multiply(scale, rules.backoff_factor), rules)
-    return ScaleState(
-        scale=ops.where(backs_off, smaller, scale),
-        good_steps=ops.zeros_like(state.good_steps),
-        overflows=overflows,
-    )
+    return scale_rule.after_overflow(ops, _tensors(state), rules)
 
 
 def advance(state: ScaleState, finite: Tensor, rules: ScaleRules) -> ScaleState:
@@ -118,3 +64,7 @@ def advance(state: ScaleState, finite: Tensor, rules: ScaleRules) -> ScaleState:
     finite_state, overflow_state = after_finite(state, rules), after_overflow(state, rules)
     pairs = zip(finite_state, overflow_state, strict=True)
     return ScaleState(*(ops.where(finite, good, bad) for good, bad in pairs))
+
+
+def _tensors(state: ScaleState) -> ScaleState:
+    return state._replace(scale=ops.convert_to_tensor(state.scale))

@@ -197,7 +197,7 @@ def _carry_state(
     pairs = [(vars(source).get(n), vars(destination).get(n)) for n in CARRIED]
     for old, new in pairs:
         if old is not None and new is not None:
-            new.assign(old)
+            _copy_to(new, old)
     if isinstance(destination, LossScaleOptimizer):
         scale = destination.dynamic_scale
         scales = destination.scales_loss
@@ -209,16 +209,21 @@ def _carry_state(
 def _carry_own_state(source: LossScaleOptimizer, destination: LossScaleOptimizer) -> None:
     if source.clipping == destination.clipping:
         for name, value in source.clipping_state().items():
-            destination.telemetry[name].assign(value)
+            _copy_to(destination.telemetry[name], value)
     for variable in destination._trainable_variables:
         old, new = source.target(variable), destination.target(variable)
         if old is not variable and new is not variable:
-            new.assign(old)
+            _copy_to(new, old)
 
 
 def _assign_all(sources: Sequence[keras.Variable], destinations: Sequence[keras.Variable]) -> None:
     for source, destination in zip(sources, destinations, strict=True):
-        destination.assign(ops.cast(source, destination.dtype))
+        _copy_to(destination, ops.cast(source, destination.dtype))
+
+
+def _copy_to(destination: keras.Variable, value: Any) -> None:
+    # JAX's training step takes over the arrays of its variables: no two may share one.
+    destination.assign(ops.copy(value))
 
 
 def _strategy_scope(

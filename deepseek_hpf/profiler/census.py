@@ -20,10 +20,10 @@ def take_census(model: keras.Model, batch: Batch, *, measure: bool = True) -> Ce
 
     It reads the step itself and no layer attribute: TensorFlow's graph of `train_step` before
     Grappler, JAX's jaxpr (through `jit`, `scan`, `cond` and custom derivatives), PyTorch's dispatch
-    of an eager step. TensorFlow's times are its profiler's, PyTorch's those of each operation, of
-    one step after a warm-up; JAX has none. The model, its optimizer, metrics, random states and
-    compiled functions are as before when it returns or raises; what the step needs and is not built
-    yet is stood in for.
+    of an eager step. Times are of one step after a warm-up: TensorFlow's profiler's; under JAX its
+    profiler's of XLA's kernels; under PyTorch those of each operation. The model, its optimizer,
+    metrics, random states and compiled functions are as before when it returns or raises; what the
+    step needs and is not built yet is stood in for.
 
     Args:
         model: A Keras model, built and compiled.

@@ -1,6 +1,9 @@
-"""JAX: the operations of the training step's jaxpr; nothing is run."""
+"""JAX: the operations of the training step's jaxpr, and times of the kernels XLA makes of them."""
 
+import glob
 import math
+import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +16,14 @@ from deepseek_hpf.profiler.census_flops import (
     product_flops,
 )
 from deepseek_hpf.profiler.census_operations import Array, TracedOperation
+from deepseek_hpf.profiler.kernel_times import kernels_of, with_times
+from deepseek_hpf.profiler.wording import in_seconds
 
-ORIGIN = "JAX's jaxpr of the training step, before XLA fuses it."
+ORIGIN = (
+    "JAX's jaxpr of the training step, before XLA fuses it; times from JAX's profiler, of the "
+    "compiled step: a fused kernel's time stands at the operation in it with the most arithmetic, "
+    "so what is fused into another costs no time of its own."
+)
 _MOVES = frozenset(
     """
     convert_element_type reshape transpose broadcast_in_dim slice dynamic_slice squeeze
@@ -31,12 +40,12 @@ Traced = tuple[list[TracedOperation], list[str]]
 
 
 def trace_step(model: keras.Model, batch: Any, measure: bool) -> Traced:
-    """Traces one training step.
+    """Traces one training step, and compiles and runs it for the times if asked.
 
     Args:
         model: Built and compiled, with stand-ins for what is not built.
         batch: Arrays.
-        measure: Whether times are asked for; there are none, and a note says so.
+        measure: Whether to run it; it changes nothing, as its state goes in and comes out.
 
     Returns:
         The operations of the jaxpr, those of inner ones included, and notes.
@@ -49,9 +58,54 @@ def trace_step(model: keras.Model, batch: Any, measure: bool) -> Traced:
         metrics_variables=True,
     )
     # A function object of its own: `jax` would hand out an earlier trace of a bound method.
-    traced = jax.make_jaxpr(lambda state, data: model.train_step(state, data))(state, batch)
-    notes = ["No times: XLA fuses these operations, and runs none of them by itself."]
-    return list(_operations(traced.jaxpr, 1, "")), notes if measure else []
+    traced = jax.jit(lambda state, data: model.train_step(state, data)).trace(state, batch)
+    operations = list(_operations(traced.jaxpr.jaxpr, 1, ""))
+    if not measure:
+        return operations, []
+    compiled = traced.lower().compile()
+    seconds = _measured(compiled, state, batch)
+    operations, lost = with_times(operations, kernels_of(compiled.as_text(), seconds))
+    return operations, _notes(model, seconds, lost)
+
+
+def _notes(model: keras.Model, seconds: dict[str, float], lost: float) -> list[str]:
+    if not seconds:
+        return ["No times: JAX's profiler is in use by somebody else, or saw nothing."]
+    notes = []
+    if lost > 0.01 * sum(seconds.values()):
+        notes.append(f"{in_seconds(lost)} more are of copies and loop counters of XLA's own.")
+    if not model.jit_compile:
+        notes.append("The model trains without jax.jit; the times are of its step compiled.")
+    return notes
+
+
+def _measured(compiled: Any, *arguments: Any) -> dict[str, float]:
+    """Seconds by instruction of the second of two runs; {} where there is no profile."""
+    jax.block_until_ready(compiled(*arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            jax.profiler.start_trace(folder)
+        except RuntimeError:  # the user's own profile is being taken
+            return {}
+        try:
+            jax.block_until_ready(compiled(*arguments))
+        finally:
+            jax.profiler.stop_trace()
+        return _times_in(folder)
+
+
+def _times_in(folder: str) -> dict[str, float]:
+    """On a device each instruction is on the device's plane, else on the host's threads."""
+    seconds: dict[bool, dict[str, float]] = {True: defaultdict(float), False: defaultdict(float)}
+    for path in glob.glob(f"{folder}/**/*.xplane.pb", recursive=True):
+        for plane in jax.profiler.ProfileData.from_file(path).planes:
+            on_device = plane.name.startswith("/device:")
+            for line in plane.lines:
+                for event in line.events:
+                    instruction = dict(event.stats).get("hlo_op")
+                    if instruction:
+                        seconds[on_device][instruction] += event.duration_ns * 1e-9
+    return dict(seconds[True] or seconds[False])
 
 
 def _operations(jaxpr: Any, times: int, place: str) -> Iterator[TracedOperation]:

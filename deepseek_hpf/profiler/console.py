@@ -14,7 +14,7 @@ from deepseek_hpf.profiler.wording import (
     in_seconds,
     magnitude,
     risk,
-    rule_text,
+    rules_text,
     what_if_text,
 )
 
@@ -78,7 +78,7 @@ def _conflicts(report: ProfileReport, most: int) -> list[RenderableType]:
             conflict.path,
             conflict.operation,
             " > ".join(conflict.dtypes),
-            f"{conflict.message}\n{rule_text(conflict) or conflict.advice}",
+            f"{conflict.message}\n{rules_text(conflict) or conflict.advice}",
             in_bytes(conflict.bytes),
             in_seconds(conflict.seconds),
         )

@@ -13,9 +13,10 @@ import keras
 from deepseek_hpf.adapters.critical import SOFTMAXES
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.adapters.walk import children
-from deepseek_hpf.dtypes import FORMATS
+from deepseek_hpf.profiler.census_operations import Array
 from deepseek_hpf.profiler.recorded_step import own_variables
 from deepseek_hpf.profiler.sightings import LOSS, Passage, SeenOperation, Target
+from deepseek_hpf.scheduling.patterns import escape
 
 _KEPT_IN_FLOAT32 = (
     keras.layers.Softmax,
@@ -37,7 +38,7 @@ class Evidence:
         targets: What was watched and ran.
         passages: Tensors on their way, with their number.
         operations: Operations of the framework, with their number.
-        model_inputs: Name, dtype as given, dtype as used.
+        model_inputs: Name, dtype as given, dtype as used, number of elements.
         outputs: Path of the maker and dtype of each output.
         loss_dtypes: Dtypes of the loss and its parts.
         scales_loss: Whether the optimizer scales the loss.
@@ -49,7 +50,7 @@ class Evidence:
     targets: list[Target]
     passages: dict[Passage, int]
     operations: dict[SeenOperation, int]
-    model_inputs: list[tuple[str, str, str]] = field(default_factory=list)
+    model_inputs: list[tuple[str, str, str, int]] = field(default_factory=list)
     outputs: list[tuple[str, str]] = field(default_factory=list)
     loss_dtypes: list[str] = field(default_factory=list)
     scales_loss: bool = False
@@ -143,10 +144,14 @@ class Evidence:
     def cast_bytes(self, passages: Iterable[Passage]) -> int:
         """Bytes that the casts on some passages read and write."""
         return sum(
-            self.passages[p] * p.elements * (_width(p.before) + _width(p.after))
+            self.passages[p] * self.bytes_of_cast(p.before, p.after, p.elements)
             for p in passages
             if p.before != p.after
         )
+
+    def bytes_of_cast(self, before: str, after: str, elements: int) -> int:
+        """Bytes that a cast of this size reads and writes."""
+        return elements * (_width(before) + _width(after))
 
     def passage_seconds(self, passages: Iterable[Passage]) -> float:
         """Measured seconds of the casts on some passages."""
@@ -185,7 +190,7 @@ def _measured(before: str, after: str, size: int) -> float:
 
 
 def _width(dtype: str) -> int:
-    return FORMATS[dtype].bits // 8 if dtype in FORMATS else 4
+    return Array(dtype, (1,)).bytes
 
 
 def exact_rule(path: str, policy: str) -> dict[str, Any]:
@@ -198,8 +203,7 @@ def exact_rule(path: str, policy: str) -> dict[str, Any]:
     Returns:
         What goes into `rules`.
     """
-    escaped = "".join(f"[{char}]" if char in "*?[" else char for char in path)
-    return {"layers": escaped, "policy": policy}
+    return {"layers": escape(path), "policy": policy}
 
 
 def policy_for(dtype: str, layer: keras.Layer, *, variables: bool = False) -> str:

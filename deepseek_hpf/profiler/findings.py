@@ -145,7 +145,8 @@ class Conflict:
         message: One sentence: what happens and why it harms.
         bytes: Bytes moved to no use in one step; 0 where it costs accuracy only.
         seconds: Measured seconds that they take in one step.
-        rule: What to add to `rules` in the JSON file; None where a configuration cannot help.
+        rules: What to add to `rules` in the JSON file, all of it, to be rid of the conflict; empty
+            where a configuration cannot help.
         advice: What to do, in words.
         severity: `"error"` where numbers are at risk, `"waste"` where only time is.
     """
@@ -157,7 +158,7 @@ class Conflict:
     message: str
     bytes: int
     seconds: float
-    rule: Mapping[str, Any] | None
+    rules: tuple[Mapping[str, Any], ...]
     advice: str
     severity: str = "error"
 
@@ -240,10 +241,12 @@ class NonFinite:
     Args:
         phase: `"forward"`, `"loss"` or `"backward"`.
         path: Path of the layer or name of the operation; `"loss"` for the loss.
-        operation: Class of the layer, or the operation inside it that was first, where seen.
+        operation: The operation inside that first made it out of finite values, in the framework's
+            words, e.g. `"Log"`; the class of the layer where none was seen.
         value: `"inf"` or `"nan"`.
         step: Number of the step, from 0.
         history: The output ranges of the last layers before it (20 at most), then its own.
+        reason: Why no operation could be named; empty where one is.
     """
 
     phase: str
@@ -252,3 +255,4 @@ class NonFinite:
     value: str
     step: int
     history: tuple[RangeRow, ...]
+    reason: str = ""

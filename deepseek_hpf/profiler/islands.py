@@ -1,6 +1,7 @@
 """Islands: layers of one dtype between layers of another, with a cast on the way in and out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.profiler.evidence import Evidence, exact_rule, policy_for
@@ -90,17 +91,15 @@ def _conflict(
         f"{outer} is cast to {inner} for {len(region)} layer(s) and straight back",
         evidence.cast_bytes(casts),
         evidence.passage_seconds(casts),
-        exact_rule(member.path, policy_for(outer, member.operation)) if member.is_layer else None,
-        f"compute it in {outer}, as the layers around it",
+        _rules(region, outer),
+        f"compute {'it' if len(region) == 1 else 'them'} in {outer}, as the layers around",
         "waste",
     )
 
 
 def _between_low(evidence: Evidence, passage: Passage) -> Conflict:
     target = evidence.target(passage.target)
-    rule = None
-    if target is not None and target.is_layer:
-        rule = exact_rule(target.path, policy_for(passage.before, target.operation))
+    behind = _region(evidence, target) if target is not None else []
     return Conflict(
         "low_to_low",
         passage.target,
@@ -110,6 +109,12 @@ def _between_low(evidence: Evidence, passage: Passage) -> Conflict:
         "resolution of the other",
         evidence.cast_bytes([passage]),
         evidence.passage_seconds([passage]),
-        rule,
-        f"compute it in {passage.before}, as the layer before it",
+        _rules(behind, passage.before),
+        f"compute what is in {passage.after} there in {passage.before}, as the layer before it",
     )
+
+
+def _rules(region: list[Target], dtype: str) -> tuple[dict[str, Any], ...]:
+    """One for each layer: with a single one in another dtype the cast would only move on."""
+    layers = [member for member in region if member.is_layer]
+    return tuple(exact_rule(m.path, policy_for(dtype, m.operation)) for m in layers)

@@ -120,7 +120,7 @@ def _environment() -> Any:
         seconds=wording.in_seconds,
         percent=wording.in_percent,
         magnitude=wording.magnitude,
-        rule=wording.rule_text,
+        rules=wording.rules_text,
         what_if=wording.what_if_text,
         histogram=histogram_path,
         colour=colour_of,

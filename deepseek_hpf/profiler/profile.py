@@ -8,7 +8,10 @@ from typing import Any
 import keras
 
 from deepseek_hpf.adapters.applied import Applied
+from deepseek_hpf.adapters.critical import critical_layers
 from deepseek_hpf.adapters.output import output_producers
+from deepseek_hpf.adapters.planning import own_policy
+from deepseek_hpf.adapters.walk import walk
 from deepseek_hpf.config_wording import shown
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.profiler.census import take_census
@@ -21,7 +24,7 @@ from deepseek_hpf.profiler.recorder import Recorder
 from deepseek_hpf.profiler.report import ProfileReport
 from deepseek_hpf.profiler.sightings import Target
 from deepseek_hpf.profiler.standing_model import built
-from deepseek_hpf.profiler.summing import dtype_of, summarize
+from deepseek_hpf.profiler.summing import summarize
 
 
 def profile(
@@ -63,8 +66,8 @@ def profile(
         >>> report = profile(model, (np.ones((2, 4), "float32"), np.ones((2, 3), "float32")))
         >>> [(conflict.kind, conflict.path) for conflict in report.conflicts]
         [('low_output', 'head')]
-        >>> report.conflicts[0].rule
-        {'layers': 'head', 'policy': 'float32'}
+        >>> report.conflicts[0].rules
+        ({'layers': 'head', 'policy': 'float32'},)
     """
     begin = time.perf_counter()
     x, y, weight = _checked(model, batch, steps)
@@ -84,17 +87,28 @@ def profile(
     return ProfileReport(
         model=model.name,
         backend=keras.backend.backend(),
-        policy=model.dtype_policy.name,
+        policy=_made_under(model),
         steps=steps,
         layers=tuple(_row(target, evidence, steps) for target in ran if target.is_layer),
         edges=_edges(evidence, steps),
         conflicts=find_conflicts(evidence),
         ranges=_ranges(recorder),
         census=counted,
-        nonfinite=hunted(recorder),
+        nonfinite=hunted(recorder, step, factor),
         notes=tuple(notes),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _made_under(model: keras.Model) -> str:
+    """The policy that a configuration has to name so that its rules are all that it changes."""
+    if Applied.is_applied(model):
+        return str(model.dtype_policy.name)
+    walked = walk(model)
+    critical = critical_layers(model, walked)
+    layers = [each.layer for each in walked]
+    ordinary = [layer for layer in layers if id(layer) not in critical]
+    return own_policy(model, layers, ordinary, lambda layer: layer.dtype_policy)
 
 
 def _checked(model: Any, batch: Any, steps: int) -> tuple[Any, Any, Any]:
@@ -116,7 +130,7 @@ def _checked(model: Any, batch: Any, steps: int) -> tuple[Any, Any, Any]:
 
 def _run(step: RecordedStep, recorder: Recorder, steps: int, factor: float) -> None:
     try:
-        for recorder.step in range(steps):
+        for recorder.sightings.step in range(steps):
             step.run(recorder, factor)
         step.trace(recorder)
     except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
@@ -154,7 +168,7 @@ def _weights(recorder: Recorder, ran: list[Target]) -> None:
     for target in ran:
         for variable in own_variables(target.operation) if target.is_layer else []:
             summary = summarize(variable.value)
-            recorder.note_summary(target.path, "weight", summary, variable.name)
+            recorder.sightings.note_summary(target.path, "weight", summary, variable.name)
 
 
 def _evidence(
@@ -163,9 +177,9 @@ def _evidence(
     optimizer = getattr(model, "optimizer", None)
     return Evidence(
         targets=ran,
-        passages=recorder.passages,
-        operations=recorder.operations,
-        model_inputs=model_inputs(model, x, dtype_of),
+        passages=recorder.sightings.passages,
+        operations=recorder.sightings.operations,
+        model_inputs=model_inputs(model, x),
         outputs=_outputs(model, step, ran),
         loss_dtypes=step.loss_dtypes,
         scales_loss=isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -221,5 +235,5 @@ def _edges(evidence: Evidence, steps: int) -> tuple[Edge, ...]:
 
 def _ranges(recorder: Recorder) -> tuple[RangeRow, ...]:
     order: Mapping[str, int] = {t.path: index for index, t in enumerate(recorder.targets)}
-    rows = [summary.row(*key) for key, summary in recorder.summaries.items()]
+    rows = [summary.row(*key) for key, summary in recorder.sightings.summaries.items()]
     return tuple(sorted(rows, key=lambda row: order.get(row.path, len(order))))

@@ -1,9 +1,8 @@
 """One recorded training step of a model that is left as it was."""
 
 import random
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -11,8 +10,8 @@ import numpy as np
 
 from deepseek_hpf.adapters.output import graph_operations, is_graph
 from deepseek_hpf.adapters.walk import walk
-from deepseek_hpf.profiler.recorder import Recorder
-from deepseek_hpf.profiler.sightings import LOSS, Target
+from deepseek_hpf.profiler.recorder import Recorder, Report
+from deepseek_hpf.profiler.sightings import LOSS, Target, scope_name, scoped_path
 from deepseek_hpf.profiler.summing import dtype_of, is_float, summarize, tapping
 
 
@@ -63,14 +62,10 @@ class RecordedStep:
             recorder: What watches it.
             factor: What the loss is multiplied with, as the optimizer's loss scaling does.
         """
-        model, taps = self._model, tapping()
-        trainables = list(model.trainable_variables)
-        values = [variable.value for variable in trainables]
+        taps, trainables = tapping(), self._trainables()
         with random_states_kept(), recorder.attached():
-            with taps.listening(recorder.seen):
-                loss, gradients = taps.differentiate(
-                    lambda values: self._forward(trainables, values, recorder, factor), values
-                )
+            with taps.listening(recorder.heard(recorder.sightings.note_operation)):
+                loss, gradients = taps.differentiate(self._bound(recorder, factor), _of(trainables))
             if loss is None:
                 return
             self.has_loss = True
@@ -87,27 +82,59 @@ class RecordedStep:
         Args:
             recorder: What takes note of them.
         """
-        taps = tapping()
-        if not hasattr(taps, "traced_operations"):
+        if not is_traced():
             return
-        trainables = list(self._model.trainable_variables)
 
         def seen(stack: str, name: str, inputs: list[Any], outputs: list[Any]) -> None:
-            places = re.findall(r"hpf_(\d+)_", stack)
-            loss = "hpf_loss" in stack
-            path = recorder.targets[int(places[-1])].path if places else LOSS if loss else ""
-            recorder.note_operation(path, name, inputs, outputs)
+            path = scoped_path(recorder.targets, stack)
+            recorder.sightings.note_operation(path, name, inputs, outputs)
 
-        recorder.tracing = True
-        try:
-            with random_states_kept(), recorder.attached():
-                taps.traced_operations(
-                    lambda values: self._forward(trainables, values, recorder, 1.0),
-                    [variable.value for variable in trainables],
-                    seen,
-                )
-        finally:
-            recorder.tracing = False
+        with random_states_kept(), recorder.only("trace"):
+            tapping().traced_operations(self._bound(recorder), _of(self._trainables()), seen)
+
+    def replay(
+        self, recorder: Recorder, report: Report, factor: float = 1.0, *, backward: bool = False
+    ) -> None:
+        """Runs the step once more for the values of its operations.
+
+        Args:
+            recorder: What knows in which target each ran; of backward ones only a trace does.
+            report: Takes the path, the operation's name, its tensors and its results.
+            factor: What the loss is multiplied with.
+            backward: Whether the backward pass is reported, or the forward pass and the loss.
+        """
+        taps, values = tapping(), _of(self._trainables())
+        with random_states_kept(), recorder.only("trace" if is_traced() else "name"):
+            function = self._bound(recorder, factor)
+            if is_traced():
+
+                def seen(stack: str, *operation: Any) -> None:
+                    report(scoped_path(recorder.targets, stack), *operation)
+
+                taps.evaluated_operations(function, values, seen, backward)
+                return
+            with nullcontext() if backward else taps.listening(recorder.heard(report)):
+                loss, gradients = taps.differentiate(function, values)
+            if backward and loss is not None:
+                with recorder.inside(""), taps.listening(recorder.heard(report)):
+                    gradients()
+
+    def batch_tensors(self) -> list[Any]:
+        """The float tensors of the batch.
+
+        Returns:
+            Inputs, labels and weights.
+        """
+        leaves = keras.tree.flatten((self._x, self._y, self._weight))
+        return [keras.ops.convert_to_tensor(leaf) for leaf in leaves if is_float(leaf)]
+
+    def _trainables(self) -> list[Any]:
+        return list(self._model.trainable_variables)
+
+    def _bound(self, recorder: Recorder, factor: float = 1.0) -> Callable[[list[Any]], Any]:
+        """The step as a function of the values of its weights."""
+        trainables = self._trainables()
+        return lambda values: self._forward(trainables, values, recorder, factor)
 
     def _forward(
         self, trainables: list[Any], values: list[Any], recorder: Recorder, factor: float
@@ -142,6 +169,15 @@ class RecordedStep:
         return keras.ops.cast(loss, "float32")
 
 
+def is_traced() -> bool:
+    """Whether the back end shows its operations in a trace only."""
+    return hasattr(tapping(), "traced_operations")
+
+
+def _of(variables: list[Any]) -> list[Any]:
+    return [variable.value for variable in variables]
+
+
 def _by_variable(model: keras.Model, scope: Any) -> list[tuple[Any, Any]]:
     pairs = [(variable, scope.get_current_value(variable)) for variable in model.variables]
     return [(variable, value) for variable, value in pairs if value is not None]
@@ -153,10 +189,7 @@ def _loss_dtype(function: Any) -> str | None:
 
 @contextmanager
 def _scope_of_loss(recorder: Recorder) -> Iterator[None]:
-    if not recorder.tracing:
-        yield
-        return
-    with tapping().scope("hpf_loss"):
+    with tapping().scope(scope_name(LOSS)) if recorder.mode == "trace" else nullcontext():
         yield
 
 
@@ -197,7 +230,7 @@ def random_states_kept() -> Iterator[None]:
 
 def _note_loss(recorder: Recorder, loss: Any, factor: float) -> None:
     summary = summarize(loss, 1.0 / factor)
-    recorder.look(LOSS, LOSS, summary)
+    recorder.sightings.look(LOSS, LOSS, summary)
 
 
 def _owners(targets: list[Target]) -> dict[int, Target]:
@@ -209,8 +242,8 @@ def _note_weight_gradient(
     recorder: Recorder, path: str, variable: Any, gradient: Any, factor: float
 ) -> None:
     summary = summarize(gradient, 1.0 / factor)
-    recorder.note_summary(path, "weight_gradient", summary, variable.name)
-    recorder.look(path, "weight_gradient", summary)
+    recorder.sightings.note_summary(path, "weight_gradient", summary, variable.name)
+    recorder.sightings.look(path, "weight_gradient", summary)
 
 
 def own_variables(layer: keras.Layer) -> list[Any]:

@@ -5,15 +5,18 @@ import functools
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import keras
 from keras.src import backend  # masks of tensors have no public access
 
-from deepseek_hpf.profiler.sightings import Passage, SeenOperation, Target
+from deepseek_hpf.profiler.sightings import Passage, Sightings, Target, scope_name
 from deepseek_hpf.profiler.statistics import Summary
 from deepseek_hpf.profiler.summing import dtype_of, is_float, size_of, summarize, tapping
+
+Mode = Literal["watch", "trace", "name"]
+Report = Callable[[str, str, list[Any], list[Any]], None]
 
 
 class Recorder:
@@ -23,22 +26,19 @@ class Recorder:
         targets: What is watched.
         ranges: Whether values are summarized.
         factor: What gradients are multiplied with, to take the loss scale back.
+
+    Attributes:
+        sightings: What was seen.
+        mode: `"watch"` looks at tensors; `"trace"` names the scopes of a trace after the targets;
+            `"name"` only knows in which target an operation runs.
     """
 
     def __init__(self, targets: list[Target], *, ranges: bool = True, factor: float = 1.0):
         self.targets = targets
-        self.passages: dict[Passage, int] = {}
-        self.operations: dict[SeenOperation, int] = {}
-        self.summaries: dict[tuple[str, str, str], Summary] = {}
-        self.first_nonfinite: tuple[str, str, str] | None = None
-        self.step = 0
-        self.nonfinite_step = 0
-        self.weight_gradient_was_first = False
-        self.nonfinite_history: list[tuple[str, Summary]] = []
-        self.tracing = False
+        self.sightings = Sightings()
+        self.mode: Mode = "watch"
         self._ranges = ranges
         self._factor = factor
-        self._recent: list[tuple[str, Summary]] = []
         self._made: dict[int, tuple[Any, str, Summary | None]] = {}
         self._converted: dict[int, tuple[Any, Any]] = {}
         self._stack: list[str] = []
@@ -60,6 +60,16 @@ class Recorder:
             self._converted.clear()
 
     @contextmanager
+    def only(self, mode: Mode) -> Iterator[None]:
+        """Hooks that do no more than a mode says within the context."""
+        self.mode = mode
+        try:
+            with self.attached():
+                yield
+        finally:
+            self.mode = "watch"
+
+    @contextmanager
     def inside(self, path: str) -> Iterator[None]:
         """Operations within the context belong to `path`."""
         self._stack.append(path)
@@ -68,49 +78,22 @@ class Recorder:
         finally:
             self._stack.pop()
 
-    def seen(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
-        """Takes note of an operation that ran.
+    def heard(self, report: Report) -> Callable[[str, list[Any], list[Any]], None]:
+        """What listens to operations and says in which target each ran.
 
         Args:
-            name: Its name in the framework.
-            inputs: Its tensors.
-            outputs: Its results.
+            report: Takes the path, the operation's name, its tensors and its results.
+
+        Returns:
+            Takes the name, the tensors and the results.
         """
-        if not self._busy and self._stack:
-            self.note_operation(self._stack[-1], name, inputs, outputs)
 
-    def note_operation(self, path: str, name: str, inputs: list[Any], outputs: list[Any]) -> None:
-        """Takes note of an operation of a layer.
+        def seen(name: str, inputs: list[Any], outputs: list[Any]) -> None:
+            if not self._busy and self._stack:
+                with self._aside():
+                    report(self._stack[-1], name, inputs, outputs)
 
-        Args:
-            path: Path of the layer.
-            name: Its name in the framework.
-            inputs: Its tensors.
-            outputs: Its results.
-        """
-        given = [x for x in inputs if is_float(x)]
-        made = [x for x in outputs if is_float(x)]
-        if not given or not made:
-            return
-        reduced = size_of(given[0]) // max(1, size_of(made[0]))
-        if "cum" in name.lower():
-            reduced = max([int(d or 0) for d in given[0].shape], default=1)
-        operation = SeenOperation(
-            path, name, tuple(map(dtype_of, given)), tuple(map(dtype_of, made)), reduced
-        )
-        self.operations[operation] = self.operations.get(operation, 0) + 1
-
-    def note_summary(self, path: str, kind: str, summary: Summary, name: str = "") -> None:
-        """Adds a summary to the range of a layer's tensors of one kind.
-
-        Args:
-            path: Path of the layer.
-            kind: As in `RangeRow`.
-            summary: The summary.
-            name: Name of the weight.
-        """
-        total = self.summaries.setdefault((path, kind, name), Summary(summary.dtype))
-        total.merge(summary)
+        return seen
 
     def note_gradient(self, path: str, gradient: Any) -> None:
         """Takes note of the gradient of a layer's output.
@@ -121,31 +104,34 @@ class Recorder:
         """
         with self._aside():
             summary = summarize(keras.ops.convert_to_tensor(gradient), self._factor)
-            self.note_summary(path, "output_gradient", summary)
-            self.look(path, "backward", summary)
+            self.sightings.note_summary(path, "output_gradient", summary)
+            self.sightings.look(path, "backward", summary)
 
     def _attach(self, index: int, target: Target, undo: list[Callable[[], None]]) -> None:
         operation = target.operation
         if target.is_layer:
             policy = operation._dtype_policy
-            watched = self._watched_policy(policy)
+            watched = self._watched_policy(index, policy)
             if watched is not None:
-                _replace(operation, "_dtype_policy", watched, undo)
+                put_on(operation, "_dtype_policy", watched, undo)
         call = operation.call
 
         @functools.wraps(call)
         def watched_call(*args: Any, **kwargs: Any) -> Any:
             return self._around(index, call, args, kwargs)
 
-        _replace(operation, "call", watched_call, undo)
+        put_on(operation, "call", watched_call, undo)
 
-    def _watched_policy(self, policy: Any) -> Any:
+    def _watched_policy(self, index: int, policy: Any) -> Any:
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
             return None
         watched = copy.copy(policy)
         convert = policy.convert_input
 
         def convert_input(value: Any, autocast: bool, dtype: Any) -> Any:
+            if self.mode != "watch":
+                with self._named(index):
+                    return convert(value, autocast, dtype)
             result = convert(value, autocast, dtype)
             if result is not value and is_float(result):
                 self._converted[id(result)] = (result, value)
@@ -156,8 +142,8 @@ class Recorder:
 
     def _around(self, index: int, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         target = self.targets[index]
-        if self.tracing:
-            with tapping().scope(f"hpf_{index}_"):
+        if self.mode != "watch":
+            with self._named(index):
                 return call(*args, **kwargs)
         self._enter(target, args, kwargs)
         with self.inside(target.path):
@@ -167,6 +153,13 @@ class Recorder:
         target.seconds += seconds
         target.calls += 1
         return self._leave(target, result)
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """What runs in the context belongs to a target, and is not looked at."""
+        scope = tapping().scope(scope_name(index)) if self.mode == "trace" else nullcontext()
+        with scope, self.inside(self.targets[index].path):
+            yield
 
     def _enter(self, target: Target, args: Any, kwargs: Any) -> None:
         with self._aside():
@@ -178,7 +171,7 @@ class Recorder:
                 passage = Passage(
                     source, target.path, dtype_of(given), dtype_of(value), size_of(value)
                 )
-                self.passages[passage] = self.passages.get(passage, 0) + 1
+                self.sightings.note_passage(passage)
                 if first:
                     target.inputs.append(dtype_of(given))
                     target.computed.append(dtype_of(value))
@@ -225,9 +218,9 @@ class Recorder:
             self._take(path, kind, summarize(keras.ops.convert_to_tensor(values)))
 
     def _take(self, path: str, kind: str, summary: Summary) -> None:
-        self.note_summary(path, kind, summary)
+        self.sightings.note_summary(path, kind, summary)
         if kind == "output":
-            self.look(path, "forward", summary)
+            self.sightings.look(path, "forward", summary)
 
     def _leave(self, target: Target, result: Any) -> Any:
         first = target.calls == 1
@@ -266,23 +259,6 @@ class Recorder:
             reference = functools.partial(_itself, tensor)
         self._made[id(tensor)] = (reference, path, summary)
 
-    def look(self, path: str, phase: str, summary: Summary) -> None:
-        """Remembers a tensor's range in case that what comes next is not finite.
-
-        Args:
-            path: Path of the layer.
-            phase: `"forward"`, `"loss"`, `"backward"` or `"weight_gradient"`.
-            summary: Its range.
-        """
-        self._recent.append((path, summary))
-        del self._recent[:-21]
-        if summary.nonfinite is not None and self.first_nonfinite is None:
-            self.weight_gradient_was_first = phase == "weight_gradient"
-            phase = "backward" if self.weight_gradient_was_first else phase
-            self.first_nonfinite = (phase, path, summary.nonfinite)
-            self.nonfinite_history = list(self._recent)
-            self.nonfinite_step = self.step
-
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """What runs in the context is ours: not timed, not counted."""
@@ -299,7 +275,7 @@ def _itself(tensor: Any) -> Any:
     return tensor
 
 
-def _replace(target: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> None:
+def put_on(target: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> None:
     """Puts a value on an instance, past the tracking of Keras, and says how to take it off."""
     held = vars(target)
     if name in held:

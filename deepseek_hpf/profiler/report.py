@@ -25,7 +25,8 @@ class ProfileReport:
     Args:
         model: Name of the model.
         backend: Name of the Keras back end.
-        policy: Name of the model's dtype policy.
+        policy: Name of the dtype policy that the model was made under: what a configuration names
+            as its `policy` so that the rules of `conflicts` are all that it changes.
         steps: Number of steps that were looked at.
         layers: One row for each layer that ran, in the order of their first calls' end.
         edges: Tensors between layers.

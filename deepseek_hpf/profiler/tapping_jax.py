@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepseek_hpf.profiler.statistics import EXPONENTS, Partial, partial_statistics
 
@@ -43,9 +44,9 @@ def observe(tensor: Any, report: Callable[[Any], None]) -> None:
 
     Args:
         tensor: A tracer: within a loop, or of a function that is differentiated.
-        report: Takes an array.
+        report: Takes a NumPy array: nothing may wait for the device within a callback.
     """
-    jax.debug.callback(report, tensor)
+    jax.debug.callback(lambda values: report(np.asarray(values)), tensor)
 
 
 def with_gradient(tensor: Any, report: Callable[[Any], None]) -> Any:
@@ -137,6 +138,77 @@ def _list(jaxpr: Any, outer: str, seen: Any) -> None:
                 [v.aval for v in equation.invars if hasattr(v, "aval")],
                 [v.aval for v in equation.outvars],
             )
+
+
+_CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
+
+
+def evaluated_operations(
+    function: Callable[[list[Any]], Any],
+    values: list[Any],
+    seen: Callable[[str, str, list[Any], list[Any]], None],
+    backward: bool,
+) -> None:
+    """Traces a function and runs its operations one by one.
+
+    Args:
+        function: From arrays to a scalar, or None where there is no loss.
+        values: Arrays.
+        seen: Takes the name stack, the primitive, inputs and outputs of each operation.
+        backward: Whether to report those of the backward pass, or those of the function itself.
+    """
+
+    def traced(arrays: list[Any]) -> Any:
+        if not backward:
+            return function(arrays)
+        loss, pull = jax.vjp(function, arrays)
+        return pull(jnp.ones_like(loss))
+
+    def report(stack: str, *operation: Any) -> None:
+        if ("transpose(" in stack) == backward:
+            seen(stack, *operation)
+
+    closed = jax.make_jaxpr(traced)(values)
+    _evaluate(closed.jaxpr, closed.consts, values, "", report)
+
+
+def _evaluate(jaxpr: Any, constants: Any, arguments: Any, outer: str, seen: Any) -> list[Any]:
+    held = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(variable: Any) -> Any:
+        if hasattr(variable, "val"):
+            return jnp.asarray(variable.val, variable.aval.dtype)
+        return held[variable]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(variable) for variable in equation.invars]
+        outputs = _run(equation, inputs, f"{outer}/{equation.source_info.name_stack}", seen)
+        held.update(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _run(equation: Any, inputs: list[Any], stack: str, seen: Any) -> list[Any]:
+    primitive, parameters = equation.primitive, equation.params
+    called = parameters.get("jaxpr") or parameters.get("call_jaxpr")
+    if primitive.name in _CALLS and called is not None:
+        opened = getattr(called, "jaxpr", called)
+        return _evaluate(opened, getattr(called, "consts", ()), inputs, stack, seen)
+    bound = primitive.get_bind_params(parameters)
+    # JAX before 0.10 has the functions that a primitive calls apart.
+    functions, rest = bound if isinstance(bound, tuple) else ((), bound)
+    result = primitive.bind(*functions, *inputs, **rest)
+    outputs = list(result) if primitive.multiple_results else [result]
+    seen(stack, primitive.name, inputs, outputs)
+    return outputs
 
 
 def scope(name: str) -> Any:

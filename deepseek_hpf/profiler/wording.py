@@ -72,9 +72,17 @@ def magnitude(value: float | None) -> str:
     return NOT_KNOWN if value is None else f"{value:.3g}"
 
 
-def rule_text(conflict: Conflict) -> str:
-    """What to add to `rules` in the configuration, as JSON; empty where no rule helps."""
-    return "" if conflict.rule is None else json.dumps(dict(conflict.rule), ensure_ascii=False)
+def rules_text(conflict: Conflict) -> str:
+    """What to add to `rules` in the configuration, as JSON; empty where no rule helps.
+
+    Example:
+        >>> rules = ({"layers": "a", "policy": "float32"}, {"layers": "b", "policy": "float32"})
+        >>> conflict = Conflict("float32_island", "a", "Dense", (), "", 0, 0.0, rules, "")
+        >>> print(rules_text(conflict))
+        {"layers": "a", "policy": "float32"},
+        {"layers": "b", "policy": "float32"}
+    """
+    return ",\n".join(json.dumps(dict(rule), ensure_ascii=False) for rule in conflict.rules)
 
 
 def what_if_text(entry: WhatIf) -> str:
@@ -121,10 +129,15 @@ def headline(report: ProfileReport) -> list[str]:
     if found is not None:
         sentences.append(
             f"The first non-finite value is {found.value} in step {found.step}, made by "
-            f"{found.operation} at {found.path} ({found.phase})."
+            f"{found.operation} at {found.path} ({found.phase})"
+            f"{f': {found.reason}' if found.reason else ''}."
         )
     elif report.ranges:
         sentences.append("All values that were looked at are finite.")
+    if any(conflict.rules for conflict in report.conflicts):
+        sentences.append(
+            f'The rules to write are for a configuration of "policy": "{report.policy}".'
+        )
     return [*sentences, *census_sentences(report.census)]
 
 

@@ -116,6 +116,25 @@ def compiled(text: str) -> PathPattern:
     return PathPattern(text)
 
 
+def escape(path: str) -> str:
+    """Returns the pattern that matches a path and nothing else.
+
+    Args:
+        path: Any text.
+
+    Returns:
+        The text with what a pattern reads as a wildcard in brackets.
+
+    Example:
+        >>> from deepseek_hpf.scheduling.patterns import PathPattern, escape
+        >>> escape("what?")
+        'what[?]'
+        >>> PathPattern(escape("[*]")).matches("[*]")
+        True
+    """
+    return "".join(f"[{char}]" if char in "*?[" else char for char in path)
+
+
 def _tokens(text: str) -> list[str | _Bracket]:
     """`"*"`, `"?"`, a bracket, or a backslash followed by the character that stands for itself."""
     tokens: list[str | _Bracket] = []

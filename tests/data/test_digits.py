@@ -106,7 +106,7 @@ def test_the_order_is_new_each_epoch_and_the_same_from_the_same_seed(cache_dir):
         ({"size": True}, "Received: size=True"),
         ({"batch_size": 0}, "`batch_size` must be an integer at least 1. Received: batch_size=0"),
         ({"batch_size": 2.0}, "Received: batch_size=2.0"),
-        ({"batch_size": 1443, "split": "train"}, "between 1 and 1442, the images in the split"),
+        ({"batch_size": 1443, "split": "train"}, "between 1 and 1442, the examples in the split"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, message, cache_dir):

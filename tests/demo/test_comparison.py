@@ -90,13 +90,3 @@ def test_a_killed_process_is_reported_with_its_last_words():
 def test_an_error_of_ours_comes_with_its_trace():
     with pytest.raises(RuntimeError, match="division by zero"):
         compare(RunSettings(policy="auto", dataset="bug"), Recorder())
-
-
-def test_the_environment_is_as_it_was(monkeypatch):
-    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
-    before = dict(os.environ)
-    with comparison._environment():
-        assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
-        assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
-    assert dict(os.environ) == before

@@ -160,15 +160,119 @@ def test_rocm_target_of_version(version, target):
 def test_rocm_topology(tmp_path, monkeypatch):
     cpu_node = "cpu_cores_count 64\nsimd_count 0\ngfx_target_version 0\n"
     gpu_node = "cpu_cores_count 0\nsimd_count 440\ngfx_target_version 90010\nnonsense\nodd x y\n"
+    gpu_node += "drm_render_minor 128\n"
+    (tmp_path / "7").mkdir()  # without files: not to be read
     for index, text in enumerate([cpu_node, gpu_node]):
         bank = tmp_path / str(index) / "mem_banks" / "0"
         bank.mkdir(parents=True)
         (tmp_path / str(index) / "properties").write_text(text)
         (bank / "properties").write_text("heap_type 1\nsize_in_bytes 68702699520\n")
     monkeypatch.setattr(rocm, "_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(rocm, "_RENDER_NODES", tmp_path / "drm")
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
     (device,) = rocm.probe()
     assert (device.vendor, device.architecture) == ("amd", "gfx90a")
-    assert device.memory_total == 68702699520
+    assert (device.memory_total, device.memory_free) == (68702699520, None)
+    used = tmp_path / "drm" / "renderD128" / "device" / "mem_info_vram_used"
+    used.parent.mkdir(parents=True)
+    used.write_text("702699520\n")
+    assert rocm.probe()[0].memory_free == 68000000000
+    used.write_text("unknown\n")
+    assert rocm.probe()[0].memory_free is None
+    monkeypatch.setattr(rocm, "_TOPOLOGY", tmp_path / "missing")
+    assert rocm.probe() == []
+
+
+class FakeAmdsmi(types.ModuleType):
+    """Answers as amdsmi does; `broken` names the function that fails."""
+
+    class AmdSmiException(Exception):
+        pass
+
+    def __init__(self, asic, broken=None):
+        super().__init__("amdsmi")
+        self.asic, self.broken, self.open = asic, broken, 0
+        self.AmdSmiMemoryType = types.SimpleNamespace(VRAM="vram")
+
+    def __getattr__(self, name):
+        if not name.startswith("amdsmi_"):
+            raise AttributeError(name)
+
+        def call(*arguments):
+            if name == self.broken:
+                raise self.AmdSmiException("no data")
+            self.open += {"amdsmi_init": 1, "amdsmi_shut_down": -1}.get(name, 0)
+            if name.startswith("amdsmi_get_gpu_memory"):
+                assert arguments[1] == "vram"
+            return {
+                "amdsmi_get_processor_handles": ["first", "second"],
+                "amdsmi_get_gpu_asic_info": self.asic,
+                "amdsmi_get_gpu_memory_total": 2**36,
+                "amdsmi_get_gpu_memory_usage": 2**35,
+            }.get(name)
+
+        return call
+
+
+MI250X = {"market_name": "AMD Instinct MI250X", "target_graphics_version": "gfx90a"}
+
+
+@pytest.fixture
+def amdsmi(monkeypatch, tmp_path):
+    monkeypatch.setattr(rocm, "_TOPOLOGY", tmp_path / "missing")
+
+    def install(asic=MI250X, broken=None):
+        module = FakeAmdsmi(asic, broken)
+        monkeypatch.setitem(sys.modules, "amdsmi", module)
+        return module
+
+    return install
+
+
+def test_amdsmi(amdsmi):
+    module = amdsmi()
+    found = rocm.probe()
+    assert [(d.name, d.architecture) for d in found] == [("AMD Instinct MI250X", "gfx90a")] * 2
+    assert (found[0].memory_total, found[0].memory_free) == (2**36, 2**35)
+    assert found[0].native("bfloat16")
+    assert module.open == 0
+
+
+def test_amdsmi_that_does_not_know_the_name_or_hides_the_memory(amdsmi):
+    amdsmi({"market_name": "N/A", "target_graphics_version": "gfx942"})
+    assert rocm.probe()[0].name == "AMD GPU (gfx942)"
+    module = amdsmi(broken="amdsmi_get_gpu_memory_usage")
+    assert [(d.architecture, d.memory_total) for d in rocm.probe()] == [("gfx90a", None)] * 2
+    assert module.open == 0
+
+
+@pytest.mark.parametrize(
+    ("asic", "broken"),
+    [
+        (MI250X, "amdsmi_init"),
+        (MI250X, "amdsmi_get_processor_handles"),
+        (MI250X, "amdsmi_get_gpu_asic_info"),
+        # Old versions do not tell the architecture.
+        ({"market_name": "AMD Instinct MI250X"}, None),
+        ({"market_name": "AMD Instinct MI250X", "target_graphics_version": "N/A"}, None),
+    ],
+)
+def test_without_an_answer_of_amdsmi_the_kernel_is_asked(asic, broken, amdsmi, monkeypatch):
+    asked = rocm.device("from the kernel", "gfx90a")
+    monkeypatch.setattr(rocm, "_from_topology", lambda: [asked])
+    module = amdsmi(asic, broken)
+    assert rocm.probe() == [asked]
+    assert module.open == 0
+
+
+def test_amdsmi_without_its_library_is_no_error(monkeypatch, tmp_path):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "amdsmi":
+                raise KeyError("ROCM_PATH")
+
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     monkeypatch.setattr(rocm, "_TOPOLOGY", tmp_path / "missing")
     assert rocm.probe() == []
 
@@ -185,7 +289,7 @@ def test_pci_ids(tmp_path, monkeypatch):
     assert (gpu.name, gpu.architecture) == ("Intel Data Center GPU Max", "xe-hpc")
     assert gpu.native("bfloat16")
     (chip,) = tpu.probe()
-    assert (chip.kind, chip.name) == ("tpu", "TPU v4")
+    assert (chip.kind, chip.name, chip.memory_total) == ("tpu", "TPU v4", 32 * 2**30)
     assert native(chip.support) == {"float32", "bfloat16"}
     monkeypatch.setattr(pci, "_DEVICES", tmp_path / "missing")
     assert oneapi.probe() == tpu.probe() == []

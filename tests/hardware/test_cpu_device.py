@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from deepseek_hpf.hardware import cpu
+from deepseek_hpf.hardware import cgroup, cpu
 
 pytestmark = pytest.mark.pure
 
@@ -108,15 +108,126 @@ hw.optional.arm.FEAT_I8MM: 0
 """
 
 
+VM_STAT = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                               10000.
+Pages active:                            999999.
+Pages inactive:                            5000.
+Pages speculative:                          500.
+Pages wired down:                        999999.
+"""
+
+
 def test_macos():
-    first = cpu.from_macos(M1, "arm64")
+    first = cpu.from_macos(M1, VM_STAT, "arm64")
     assert (first.vendor, first.name, first.memory_total) == ("apple", "Apple M1", 2**34)
+    assert first.memory_free == 15500 * 16384
     assert levels(first) == ("emulated", "native")
-    second = cpu.from_macos(M1.replace("BF16: 0", "BF16: 1").replace("M1", "M2"), "arm64")
+    second = cpu.from_macos(M1.replace("BF16: 0", "BF16: 1").replace("M1", "M2"), "", "arm64")
     assert levels(second) == ("native", "native")
-    intel = cpu.from_macos("machdep.cpu.brand_string: Intel(R) Core(TM) i9\n", "x86_64")
+    assert second.memory_free is None
+    intel = cpu.from_macos("machdep.cpu.brand_string: Intel(R) Core(TM) i9\n", "", "x86_64")
     assert (intel.vendor, intel.memory_total) == ("intel", None)
     assert levels(intel) == ("emulated", "emulated")
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Makes control groups: a membership, and files by their path."""
+
+    def make(membership, files):
+        (tmp_path / "membership").write_text(membership)
+        monkeypatch.setattr(cgroup, "_MEMBERSHIP", tmp_path / "membership")
+        monkeypatch.setattr(cgroup, "_MOUNT", tmp_path / "mount")
+        for name, text in files.items():
+            file = tmp_path / "mount" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+
+    return make
+
+
+STAT = "anon 5\ninactive_file 30\ntotal_inactive_file 40\nodd\ninactive_file_x y\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/\n", {}, (None, None)),
+        ("0::/\n", {"memory.max": "1000\n", "memory.current": "300\n"}, (1000, 700)),
+        # What the kernel gives back counts as free.
+        (
+            "0::/\n",
+            {"memory.max": "1000", "memory.current": "300", "memory.stat": STAT},
+            (1000, 730),
+        ),
+        ("0::/\n", {"memory.max": "max\n", "memory.current": "300\n"}, (None, None)),
+        ("0::/\n", {"memory.max": "1000\n"}, (1000, None)),
+        ("0::/\n", {"memory.max": "1000\n", "memory.current": "3000\n"}, (1000, 0)),
+        # The group around it is tighter, and fuller.
+        (
+            "0::/a/b\n",
+            {
+                "a/b/memory.max": "1000",
+                "a/b/memory.current": "100",
+                "a/memory.max": "900",
+                "a/memory.current": "850",
+                "memory.max": "max",
+            },
+            (900, 50),
+        ),
+        # In a container the group's own path is not visible.
+        ("0::/docker/x\n", {"memory.max": "1000", "memory.current": "0"}, (1000, 1000)),
+        ("0::/../../x\n", {"memory.max": "1000", "memory.current": "0"}, (1000, 1000)),
+        (
+            "5:cpu:/\n4:hugetlb,memory:/a\n0::/\n",
+            {
+                "memory/a/memory.limit_in_bytes": "1000",
+                "memory/a/memory.usage_in_bytes": "500",
+                "memory/a/memory.stat": STAT,
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/memory.usage_in_bytes": "500",
+            },
+            (1000, 540),
+        ),
+        ("nonsense\n\n::\n", {"memory.max": "-3"}, (None, None)),
+    ],
+)
+def test_control_groups(membership, files, expected, groups):
+    groups(membership, files)
+    assert cgroup.memory() == expected
+
+
+def test_a_system_without_control_groups(monkeypatch, tmp_path):
+    monkeypatch.setattr(cgroup, "_MEMBERSHIP", tmp_path / "missing")
+    assert cgroup.memory() == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "left", "expected"),
+    [
+        (None, None, (24684096 * 1024, 22222222 * 1024)),
+        (2**30, 2**29, (2**30, 2**29)),
+        (2**60, 2**60, (24684096 * 1024, 22222222 * 1024)),
+        (2**30, None, (2**30, 2**30)),
+    ],
+)
+def test_a_cpu_has_the_memory_that_the_process_may_use(limit, left, expected):
+    device = cpu.within_limits(cpu.from_linux(EPYC, MEMINFO, "x86_64"), limit, left)
+    assert (device.memory_total, device.memory_free) == expected
+    unknown = cpu.within_limits(cpu.from_linux(EPYC, "", "x86_64"), limit, left)
+    assert (unknown.memory_total, unknown.memory_free) == (
+        limit,
+        left if left is not None else limit,
+    )
+
+
+def test_the_limits_are_part_of_this_machine(groups):
+    if sys.platform != "linux":
+        pytest.skip("control groups are Linux's")
+    groups("0::/\n", {"memory.max": "4096", "memory.current": "1024"})
+    (device,) = cpu.probe()
+    assert (device.memory_total, device.memory_free) == (4096, 3072)
 
 
 def test_this_machine_has_one_cpu():

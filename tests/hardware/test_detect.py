@@ -12,7 +12,7 @@ import pytest
 
 from deepseek_hpf import hardware
 from deepseek_hpf.errors import ConfigError
-from deepseek_hpf.hardware import cuda
+from deepseek_hpf.hardware import cuda, oneapi, rocm
 from deepseek_hpf.hardware.device import Device, Support
 
 BACKEND = keras.backend.backend()
@@ -42,6 +42,20 @@ def test_a_loaded_framework_completes_what_the_driver_files_do_not_tell(monkeypa
     for name in {"tensorflow", "jax", "torch"} - {BACKEND}:
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert hardware.devices()[1:] == [GPU, other]
+
+
+def test_a_loaded_framework_tells_the_memory_and_the_name(monkeypatch):
+    by_bus = oneapi.device_from_pci("0x0bd5")
+    told = oneapi.device("Intel(R) Data Center GPU Max 1550", "xe-hpc", 2**36, 2**35)
+    other = oneapi.device("Intel(R) Arc(TM) B580 Graphics", "xe2", 2**33)
+    monkeypatch.setattr(cuda, "probe", list)
+    monkeypatch.setattr(rocm, "probe", list)
+    monkeypatch.setattr(oneapi, "probe", lambda: [by_bus])
+    module = types.SimpleNamespace(accelerators=lambda: [other, GPU, told])
+    monkeypatch.setitem(sys.modules, f"deepseek_hpf.hardware.usable_{BACKEND}", module)
+    for name in {"tensorflow", "jax", "torch"} - {BACKEND}:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert hardware.devices()[1:] == [told]
 
 
 def test_a_back_end_that_is_not_loaded_is_not_loaded_by_asking(monkeypatch):
@@ -136,6 +150,15 @@ def test_jax_devices(monkeypatch):
     found = usable_jax.accelerators()
     assert [device.vendor for device in found] == ["nvidia", "amd", "google", "intel", "unknown"]
     assert [device.native("bfloat16") for device in found] == [True, True, True, True, False]
+    assert [device.memory_total for device in found] == [None] * 5
+    stats = {"bytes_limit": 2**34, "bytes_in_use": 2**33}
+    entries[3]["memory_stats"] = lambda: stats
+    chip = usable_jax.accelerators()[2]
+    assert (chip.memory_total, chip.memory_free) == (2**34, 2**33)
+    stats |= {"bytes_limit": -1, "bytes_in_use": -1}
+    assert usable_jax.accelerators()[2].memory_total is None
+    entries[3]["memory_stats"] = lambda: None
+    assert usable_jax.accelerators()[2].memory_total is None
     with jax.default_device(jax.devices("cpu")[0]):
         assert usable_jax.accelerators() == []
 
@@ -156,7 +179,12 @@ def test_torch_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     found = usable_torch.accelerators()
     assert [device.compute_capability for device in found] == [(8, 6), (8, 6)]
-    assert found[0].memory_total == 2**34
+    assert [(d.memory_total, d.memory_free) for d in found] == [(2**34, None)] * 2
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (2**33 + index, 2**34))
+    # The one in use only: the other would be started by asking.
+    assert [d.memory_free for d in usable_torch.accelerators()] == [None, 2**33 + 1]
     monkeypatch.setattr(torch.version, "hip", "6.2")
     assert [device.architecture for device in usable_torch.accelerators()] == ["gfx90a"] * 2
     tensor.device.type = "mps"

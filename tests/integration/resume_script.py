@@ -1,6 +1,6 @@
 """A small run with everything that has to survive a kill; it stops where it is told to.
 
-    python resume_script.py DIRECTORY MOMENT COUNT
+    python resume_script.py DIRECTORY MOMENT COUNT [dynamic] [reversed]
 
 At the COUNT-th time that MOMENT comes it writes "waiting" and sleeps until it is killed.
 """
@@ -36,15 +36,19 @@ class Batches(keras.utils.PyDataset):
         return self.x[rows] + np.random.normal(scale=0.1, size=(BATCH, 6)), self.y[rows]
 
 
-def make_policy():
+def make_policy(dynamic=False):
     # A scale that overflows at first and grows soon: skips, back-off and growth are all in the run.
     scale = {"initial_scale": 2.0**19, "growth_steps": 3}
     clipping = {"kind": "anomaly", "z": 3.0}
     config = {"policy": "mixed_float16", "loss_scale": scale, "clipping": clipping}
+    if dynamic:  # so restless that it switches in each epoch
+        settings = {"every": 3, "sample_every": 1, "calm_steps": 3, "max_blocks": 2}
+        config["dynamic"] = settings
+        scale["initial_scale"] = 2.0**21
     return hpf.MixedPrecisionPolicy(config=hpf.PrecisionConfig.from_dict(config))
 
 
-def train(directory=None, callbacks=(), overrides_first=True):
+def train(directory=None, callbacks=(), overrides_first=True, dynamic=False):
     """Trains from the backup in `directory`, if there is one, to the end; without, from scratch."""
     keras.utils.set_random_seed(4)
     model = keras.Sequential(
@@ -58,7 +62,8 @@ def train(directory=None, callbacks=(), overrides_first=True):
     )
     loss = "sparse_categorical_crossentropy"
     model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
-    own = [hpf.callbacks.PrecisionOverrides(make_policy())]
+    callback = hpf.callbacks.DynamicPrecision if dynamic else hpf.callbacks.PrecisionOverrides
+    own = [callback(make_policy(dynamic))]
     if directory is not None:
         own.append(hpf.callbacks.BackupAndRestore(directory, save_freq=2))
     if not overrides_first:
@@ -103,5 +108,10 @@ def wait_at(moment, count):
 
 
 if __name__ == "__main__":
-    path, moment, count = sys.argv[1:]
-    train(path, wait_at(moment, int(count)))
+    path, moment, count, *options = sys.argv[1:]
+    train(
+        path,
+        wait_at(moment, int(count)),
+        overrides_first="reversed" not in options,
+        dynamic="dynamic" in options,
+    )

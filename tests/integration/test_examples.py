@@ -1,5 +1,6 @@
 """The examples run as they are called."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,3 +42,62 @@ def test_train_resnet(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mixed_bfloat16" in done.stdout
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("controller", [(), ("--controller", "threshold")], ids=["fixed", "moved"])
+def test_train_gpt(controller, tmp_path):
+    done = call(
+        "train_gpt.py",
+        *("--epochs", "2", "--characters", "40000", "--policy", "mixed_bfloat16"),
+        *("--prompt", "import ", "--write", "30", *controller),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Epoch 2/2" in done.stdout
+    written = done.stdout[done.stdout.rindex("import ") :].rstrip("\n")
+    assert len(written) <= len("import ") + 30
+    assert ("precision_switches" in done.stdout) == bool(controller)
+
+
+@pytest.mark.slow
+def test_a_comparison_goes_on_where_it_was(tmp_path):
+    def run(word, *more):
+        done = call(
+            "dynamic_comparison.py",
+            *("--output", str(tmp_path / "runs.jsonl"), "--tasks", "gpt", "--seeds", "1"),
+            *("--epochs", "1", "--contenders", word, *more),
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+        lines = (tmp_path / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row.split(" | ")[0][2:] for row in rows[2:]], [json.loads(line) for line in lines]
+
+    contenders, (first,) = run("Keras float32")
+    assert contenders == ["Keras float32"]
+    contenders, runs = run("bfloat16", "--events", str(tmp_path))
+    assert [each["contender"] for each in runs] == contenders
+    assert runs[0] == first
+    dynamic = {each["contender"].partition(",")[0]: each for each in runs[2:]}
+    assert list(dynamic) == ["static", "threshold", "adaptive"]
+    assert dynamic["static"]["val_loss"] == dynamic["threshold"]["val_loss"]
+    assert dynamic["static"]["switches"] == 0 < dynamic["adaptive"]["switches"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
+    assert len(list(tmp_path.iterdir())) == 4
+    assert run("float32", "--table") == (contenders, runs)
+
+
+@pytest.mark.slow
+def test_float16_overflow(tmp_path):
+    done = call("float16_overflow.py", "--events", str(tmp_path / "events.jsonl"))
+    assert done.returncode == 0, done.stderr
+    rows = {line[:26].rstrip(): line[26:].split() for line in done.stdout.splitlines()[1:4]}
+    wide, keras, dynamic = rows.values()
+    assert float(wide[0]) < 0.2
+    assert float(keras[3]) < 1e-3  # the scale has collapsed
+    assert float(dynamic[0]) < 2 * float(wide[0])
+    assert float(dynamic[3]) == 32768
+    assert int(dynamic[4]) < 10 < int(keras[4])
+    assert "overflows in the forward pass" in done.stdout
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "events.jsonl").open()]
+    assert kinds.count("overflow") == int(dynamic[4])
+    assert "promote" in kinds

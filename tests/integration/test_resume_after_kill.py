@@ -1,7 +1,9 @@
 """A process killed with SIGKILL, while it saves included; another one ends with the same bits."""
 
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -31,9 +33,14 @@ def reference(script):
     return script.train()
 
 
-def run_and_kill(directory, moment, count):
+@pytest.fixture(scope="module")
+def dynamic_reference(script):
+    return script.train(dynamic=True)
+
+
+def run_and_kill(directory, moment, count, *options):
     """Runs the script until it waits at the moment, then kills it."""
-    command = [sys.executable, str(SCRIPT), str(directory), moment, str(count)]
+    command = [sys.executable, str(SCRIPT), str(directory), moment, str(count), *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
@@ -53,11 +60,20 @@ def bits(model):
     return [(v.shape, v.dtype.name, v.tobytes()) for v in values]
 
 
+def without_numbers(events):
+    """Events without what depends on the numbers that Keras appends to names."""
+    told = [[{k: v for k, v in e.items() if k != "plan"} for e in each] for each in events]
+    return re.sub(r"(dense|dropout|normalization)_\d+", r"\1", json.dumps(told))
+
+
 def assert_same_end(resumed, reference):
     assert bits(resumed) == bits(reference)
     assert resumed.history.epoch == reference.history.epoch
     assert resumed.history.history.keys() == reference.history.history.keys()
     for name, values in reference.history.history.items():
+        if name == "precision_events":
+            assert without_numbers(resumed.history.history[name]) == without_numbers(values)
+            continue
         np.testing.assert_array_equal(resumed.history.history[name], values, err_msg=name)
 
 
@@ -80,14 +96,38 @@ def test_killed_during_a_save(script, reference, tmp_path):
     assert_same_end(resumed, reference)
 
 
+MOST = {"step": 19, "array": 150, "fsync": 30, "rename": 14, "renamed": 14, "remove": 7}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["step", "array", "fsync", "rename", "renamed", "remove"])
+@pytest.mark.parametrize("moment", MOST)
 def test_killed_at_any_moment(script, reference, tmp_path, moment):
-    most = {"step": 19, "array": 150, "fsync": 30, "rename": 14, "renamed": 14, "remove": 7}
-    count = random.randint(1, most[moment])
+    count = random.randint(1, MOST[moment])
     print(f"killed at {moment} {count}")
     run_and_kill(tmp_path, moment, count)
     assert_same_end(script.train(tmp_path), reference)
+
+
+@pytest.mark.slow
+def test_the_dynamic_reference_promotes_and_demotes_and_keeps_the_scale(dynamic_reference):
+    logs = dynamic_reference.history.history
+    kinds = {line["kind"] for lines in logs["precision_events"] for line in lines}
+    assert {"overflow", "promote", "demote", "scale"} <= kinds
+    assert logs["precision_switches"][-1] > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides_first", [True, False])
+@pytest.mark.parametrize("moment", MOST)
+def test_a_dynamic_run_killed_at_any_moment(
+    script, dynamic_reference, tmp_path, moment, overrides_first
+):
+    count = random.randint(1, MOST[moment])
+    order = "first" if overrides_first else "last"
+    print(f"killed at {moment} {count}, the controller {order}")
+    run_and_kill(tmp_path, moment, count, "dynamic", *([] if overrides_first else ["reversed"]))
+    resumed = script.train(tmp_path, overrides_first=overrides_first, dynamic=True)
+    assert_same_end(resumed, dynamic_reference)
 
 
 @pytest.mark.slow

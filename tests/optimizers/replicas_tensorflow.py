@@ -1,6 +1,7 @@
 """Run by test_replicas.py in a process of its own, which has two logical CPU devices."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 
@@ -48,8 +49,11 @@ def run(case, strategy):
         layers = [keras.Input((4,)), keras.layers.Dense(3, dtype=dtype), keras.layers.Dense(1)]
         model = keras.Sequential(layers)
         model.compile(make(), "mse", jit_compile=False)
+        if case != "averaged":
+            model.optimizer.watch_gradients(3, 1)
         model.fit(BAD, Y, batch_size=16, verbose=0, shuffle=False)
     optimizer = model.optimizer
+    window = optimizer.watch.last_window() if optimizer.watch.variables else None
     same = True
     if strategy:
         for variable in (*optimizer.variables, *model.trainable_variables):
@@ -62,6 +66,8 @@ def run(case, strategy):
         "counters": [float(getattr(optimizer, name).numpy()) for name in names],
         "iterations": int(optimizer.inner_optimizer._iterations.numpy()),
         "same": same,
+        "window": window
+        and [window.steps, window.skipped, *map(dataclasses.astuple, window.variables)],
         "left_behind": [n for n in own if type(own[n]).__name__ == "_Replacement"],
     }
 

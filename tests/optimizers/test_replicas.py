@@ -35,6 +35,14 @@ def test_two_replicas_are_one_device(case):
     assert found["together"]["iterations"] == found["alone"]["iterations"] == 2
     assert found["together"]["same"]
     assert found["together"]["left_behind"] == []
+    windows = [found[which]["window"] for which in ("alone", "together")]
+    if case == "averaged":
+        assert windows == [None, None]
+        return
+    assert windows[0][:2] == windows[1][:2] == [3, 1]
+    for alone, together in zip(windows[0][2:], windows[1][2:], strict=True):
+        assert alone[1] > 0
+        assert together == pytest.approx(alone, rel=2e-2 if case == "masters" else 1e-5)
 
 
 def test_an_eager_loop_skips_on_both():

@@ -162,6 +162,11 @@ def float16_into_bfloat16(fixed):
 
 
 @planted("low_to_low", "d1")
+def float16_into_a_long_bfloat16_chain(fixed):
+    return chain(FP, BF, BF, BF, BF)
+
+
+@planted("low_to_low", "d1")
 def bfloat16_into_float16(fixed):
     return chain(BF, FP)
 
@@ -180,6 +185,16 @@ def concatenation_of_unlike_inputs(fixed):
     low, wide = L.Dense(6, dtype=BF, name="low")(inputs), L.Dense(6, dtype=F32, name="wide")(inputs)
     joined = L.Concatenate(dtype=BF, name="join")([low, wide])
     return compiled(inputs, L.Dense(2, dtype=F32)(joined)), (rows(4, 6), rows(4, 2))
+
+
+@planted("unlike_inputs", "add")
+def add_behind_a_float32_chain(fixed):
+    inputs = keras.Input((6,))
+    low, wide = L.Dense(6, dtype=BF, name="low")(inputs), inputs
+    for index in range(3):
+        wide = L.Dense(6, dtype=F32, name=f"wide{index}")(wide)
+    added = L.Add(dtype=BF, name="add")([low, wide])
+    return compiled(inputs, L.Dense(2, dtype=F32)(added)), (rows(4, 6), rows(4, 2))
 
 
 @planted("promotion", "sum")

@@ -59,7 +59,7 @@ def conflict(path="block/fc", kind="low_softmax", **changes):
         "message": "The softmax runs in float16.",
         "bytes": 2048,
         "seconds": 0.002,
-        "rule": {"layers": path, "policy": "float32"},
+        "rules": ({"layers": path, "policy": "float32"},),
         "advice": "Compute it in float32.",
     }
     return Conflict(kind=kind, path=path, **{**values, **changes})
@@ -99,7 +99,7 @@ def report(names=(), **changes):
         "edges": tuple(edges),
         "conflicts": (
             conflict(),
-            conflict("stem", "round_trip", severity="waste", rule=None, bytes=10**7, seconds=1e-6),
+            conflict("stem", "round_trip", severity="waste", rules=(), bytes=10**7, seconds=1e-6),
             *(conflict(name) for name in names),
         ),
         "ranges": tuple(

@@ -129,15 +129,27 @@ def test_the_model_is_left_as_it_was(trained, measure):
     model.fit(*batch, verbose=0)
 
 
-@pytest.mark.backend("tensorflow", "torch")
 def test_operations_are_timed():
     model = model_of(lambda: keras.layers.Dense(64), policy="mixed_bfloat16", shape=(128,))
     census = take_census(model, batch_for(model, 64))
     assert sum(row.seconds or 0 for row in census.operations if row.name in PRODUCTS) > 0
-    assert 0 < sum(row.seconds for row in census.casts) < 60
-    if BACKEND == "tensorflow":
+    if BACKEND != "jax":  # there a cast may be fused into what uses it
+        assert all(row.seconds > 0 for row in census.casts)
+    if BACKEND != "torch":
         untimed = take_census(model, batch_for(model), measure=False)
         assert {row.seconds for row in (*untimed.operations, *untimed.casts)} == {None}
+
+
+@pytest.mark.backend("jax")
+def test_a_profile_that_is_being_taken_is_left_alone(tmp_path):
+    import jax
+
+    model = model_of(lambda: keras.layers.Dense(2))
+    with jax.profiler.trace(str(tmp_path)):
+        census = take_census(model, batch_for(model))
+    assert {row.seconds for row in census.operations} == {None}
+    assert "No times" in census.notes[0]
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 @pytest.mark.backend("tensorflow")

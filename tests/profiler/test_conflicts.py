@@ -1,11 +1,17 @@
 """Every planted conflict is found at its layer, clean models have none, what is printed helps."""
 
 import keras
+import numpy as np
 import pytest
 from corpus import CLEAN, PLANTED
 
-from deepseek_hpf import MixedPrecisionPolicy, PrecisionConfig, apply_policy, profile
-from deepseek_hpf.profiler.evidence import exact_rule
+from deepseek_hpf import (
+    MixedPrecisionPolicy,
+    PrecisionConfig,
+    PrecisionRule,
+    apply_policy,
+    profile,
+)
 
 BACKEND = keras.backend.backend()
 # JAX compiles every operation of every model.
@@ -23,22 +29,28 @@ def found(model, batch):
     return profile(model, batch, ranges=False, census=False).conflicts
 
 
+def keys(conflicts):
+    return {(conflict.kind, conflict.path) for conflict in conflicts}
+
+
 @pytest.mark.parametrize("case", HERE, ids=lambda case: case.name)
 def test_a_planted_conflict_is_found_and_its_remedy_removes_it(case):
     model, batch = case.build(False)
     report = profile(model, batch, ranges=False, census=False)
     conflicts = report.conflicts
-    at_fault = [c for c in conflicts if c.kind == case.kind]
-    assert case.path in [c.path for c in at_fault], conflicts
+    at_fault = [each for each in conflicts if (each.kind, each.path) == (case.kind, case.path)]
+    assert at_fault, conflicts
     if not case.by_rule:
-        assert (case.kind, case.path) not in [(c.kind, c.path) for c in found(*case.build(True))]
+        assert (case.kind, case.path) not in keys(found(*case.build(True)))
         return
-    rules = [dict(c.rule) for c in at_fault if c.rule is not None]
+    (conflict,) = at_fault
+    rules = [PrecisionRule(**rule) for rule in conflict.rules]
     assert rules
-    present = [exact_rule(row.path, row.policy) for row in report.layers]
-    config = PrecisionConfig(policy=model.dtype_policy.name, rules=[*present, *rules])
+    config = PrecisionConfig(policy=report.policy, rules=rules)
     apply_policy(model, MixedPrecisionPolicy(config=config))
-    assert case.kind not in [c.kind for c in found(model, batch)]
+    left = keys(found(model, batch))
+    assert case.kind not in {kind for kind, _ in left}
+    assert left <= keys(conflicts)
 
 
 @pytest.mark.parametrize("name", CLEAN)
@@ -50,3 +62,11 @@ def test_the_corpus_is_as_large_as_is_said():
     assert len(PLANTED) >= 25
     assert len({case.kind for case in PLANTED}) >= 13
     assert len(CLEAN) >= 8
+
+
+def test_casts_of_the_input_have_their_bytes():
+    inputs = keras.Input((6,), name="numbers")
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse")
+    (conflict,) = found(model, (np.ones((4, 6)), np.ones((4, 2), "float32")))
+    assert (conflict.kind, conflict.bytes) == ("input_cast", 4 * 6 * (8 + 4))

@@ -186,4 +186,7 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, package, extra, act):
 def test_a_non_finite_value_is_in_the_headline():
     found = NonFinite("backward", "block/fc", "Log", "nan", 4, ())
     text = " ".join(headline(report(nonfinite=found)))
-    assert "nan in step 4, made by Log at block/fc (backward)" in text
+    assert "nan in step 4, made by Log at block/fc (backward)." in text
+    unnamed = dataclasses.replace(found, operation="Dense", reason="the batch itself is not finite")
+    text = " ".join(headline(report(nonfinite=unnamed)))
+    assert "made by Dense at block/fc (backward): the batch itself is not finite." in text

@@ -1,30 +1,18 @@
 """The page in a real browser: Debian's chromium, headless."""
 
-import shutil
-
 import pytest
+from chromium import run, show, started
 from made_up_report import HOSTILE, report
 
 from deepseek_hpf.profiler.page import BACKGROUNDS, render_page
 
 pytestmark = [pytest.mark.pure, pytest.mark.slow]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("needs chromium and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{word}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with started() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -36,17 +24,6 @@ def page(browser, tmp_path):
     browser.get(path.as_uri())
     yield browser
     assert browser.get_log("browser") == []
-
-
-def show(browser, width, scheme):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-def run(browser, script, *arguments):
-    return browser.execute_script(script, *arguments)
 
 
 COLUMN = """

@@ -54,6 +54,27 @@ def test_nothing_is_changed():
     assert np.array_equal(drawn, np.random.get_state()[1])
 
 
+@pytest.mark.parametrize("recurrent", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_what_a_stateful_rnn_carries_is_kept(recurrent):
+    inputs = keras.Input((5, 3), batch_size=4)
+    layer = recurrent(4, stateful=True, name="rnn")
+    model = keras.Model(inputs, L.Dense(2)(layer(inputs)))
+    model.compile("adam", "mse")
+    batch = rows(4, 5, 3), rows(4, 2)
+    for index, value in enumerate(keras.tree.flatten(layer.states)):
+        value.assign(np.random.default_rng(index).standard_normal((4, 4)))
+    carried = [np.array(keras.ops.convert_to_numpy(v)) for v in keras.tree.flatten(layer.states)]
+    before = state(model)
+    report = profile(model, batch, steps=2)
+    assert report.ranges_of("rnn")
+    # Keras trains no stateful LSTM or GRU under PyTorch: it writes their states in place.
+    if keras.backend.backend() != "torch" or recurrent is L.SimpleRNN:
+        assert report.census.operations
+    after = [keras.ops.convert_to_numpy(v) for v in keras.tree.flatten(layer.states)]
+    assert all(np.array_equal(a, b) for a, b in zip(carried, after, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, state(model), strict=True))
+
+
 class Fails(L.Layer):
     error: BaseException | None = None
 
@@ -92,10 +113,11 @@ def test_names_with_odd_characters():
     model.compile("sgd", "mse")
     batch = rows(2, 3), rows(2, 2)
     (conflict,) = profile(model, batch, census=False).conflicts
-    assert conflict.rule["layers"] == "a[*][[]b][?] c"
+    (rule,) = conflict.rules
+    assert rule["layers"] == "a[*][[]b][?] c"
     from deepseek_hpf import PrecisionConfig
 
-    apply_policy(model, PrecisionConfig(policy="mixed_bfloat16", rules=[dict(conflict.rule)]))
+    apply_policy(model, PrecisionConfig(policy="mixed_bfloat16", rules=[dict(rule)]))
     assert profile(model, batch, census=False).conflicts == ()
 
 

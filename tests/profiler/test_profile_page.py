@@ -4,10 +4,10 @@ import base64
 import hashlib
 import itertools
 import re
-from html.parser import HTMLParser
 
 import pytest
 from colour_contrast import contrast
+from html_structure import Structure
 from made_up_report import HOSTILE, census, conflict, range_row, report
 
 from deepseek_hpf.profiler.findings import Edge
@@ -24,34 +24,6 @@ from deepseek_hpf.profiler.page_chain import BOX, ROW, chain_of
 from deepseek_hpf.profiler.report import ProfileReport
 
 pytestmark = pytest.mark.pure
-VOID = {"meta", "link", "input", "br", "wbr", "img"}
-
-
-class Structure(HTMLParser):
-    """Tags, attributes, text and scripts; complains of tags that do not match."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text, self.scripts = [], [], [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        (self.scripts if self.open[-1:] == ["script"] else self.text).append(data)
 
 
 @pytest.fixture(scope="module")
@@ -176,5 +148,5 @@ def test_figures_that_are_not_known_are_dashes():
 
 
 def test_no_rule_no_code():
-    page = render_page(report(conflicts=(conflict(rule=None),)))
+    page = render_page(report(conflicts=(conflict(rules=()),)))
     assert "<code>" not in page

@@ -124,36 +124,3 @@ def test_the_report_goes_to_json_and_back():
     x = np.ones((2, 3), "float32")
     report = profile(*dense(np.ones((3, 1), "float32"), x, x[:, :1]), census=False)
     assert ProfileReport.from_dict(report.to_dict()) == report
-
-
-class Breaks(keras.layers.Layer):
-    def call(self, x):
-        return keras.ops.log(x * 0.0)
-
-
-def test_the_first_layer_that_made_an_infinity_is_named_with_what_came_before():
-    inputs = keras.Input((3,))
-    tensor = inputs
-    for index in range(25):
-        tensor = keras.layers.Activation("tanh", name=f"a{index}")(tensor)
-    tensor = keras.layers.Dense(2)(Breaks(name="breaks")(tensor))
-    model = keras.Model(inputs, tensor)
-    found = profile(model, (np.ones((2, 3), "float32"),), census=False).nonfinite
-    assert (found.phase, found.path, found.operation) == ("forward", "breaks", "Breaks")
-    assert found.value == "inf"
-    assert [row.path for row in found.history] == [*(f"a{i}" for i in range(5, 25)), "breaks"]
-
-
-class RootOfZero(keras.layers.Layer):
-    def call(self, x):
-        return keras.ops.sqrt(x * 0.0)
-
-
-def test_an_infinite_gradient_is_named_after_the_layer_that_made_it():
-    before = keras.layers.Dense(3, name="before")
-    layers = [keras.Input((3,)), before, RootOfZero(name="root"), keras.layers.Dense(1, name="d")]
-    model = keras.Sequential(layers)
-    model.compile("sgd", "mse")
-    batch = np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
-    found = profile(model, batch, census=False).nonfinite
-    assert (found.phase, found.path) == ("backward", "root")

@@ -9,6 +9,7 @@ from deepseek_hpf.adapters.kernels import (
     grouped_convolution_tensorflow,
     layer_norm_tensorflow,
     lstm_tensorflow,
+    narrow_convolution_tensorflow,
 )
 from deepseek_hpf.adapters.kernels.kernel import Kernel
 
@@ -23,6 +24,12 @@ _GROUPED = Kernel(
     grouped_convolution_tensorflow.refuses,
     grouped_convolution_tensorflow.wrap,
     grouped_convolution_tensorflow.applies,
+)
+_NARROW = Kernel(
+    "narrow convolution",
+    narrow_convolution_tensorflow.refuses,
+    narrow_convolution_tensorflow.wrap,
+    narrow_convolution_tensorflow.applies,
 )
 _DEPTHWISE = Kernel(
     "depthwise convolution",
@@ -43,7 +50,7 @@ _CANDIDATES: dict[type[keras.Layer], tuple[Kernel, ...]] = {
     keras.layers.Activation: (_ACTIVATION,),
     keras.layers.Dense: (_ACTIVATION,),
     keras.layers.EinsumDense: (_ACTIVATION,),
-    keras.layers.Conv2D: (_GROUPED, _ACTIVATION),
+    keras.layers.Conv2D: (_GROUPED, _NARROW, _ACTIVATION),
     keras.layers.DepthwiseConv2D: (_DEPTHWISE, _ACTIVATION),
     keras.layers.BatchNormalization: (_BATCH_NORM,),
     keras.layers.LayerNormalization: (_LAYER_NORM,),

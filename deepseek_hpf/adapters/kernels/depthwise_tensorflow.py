@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from deepseek_hpf.adapters.call_hooks import Call
+from deepseek_hpf.adapters.kernels.bias_tensorflow import with_bias_and_activation
 from deepseek_hpf.adapters.kernels.refusals_tensorflow import low_on_cpu_only, unplain_convolution
 
 SLOW_FILTER = 9  # taps: above this, the gradient of the filter is slow
@@ -116,21 +117,6 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -
 
     result: tf.Tensor = convolve(x, kernel)
     return result
-
-
-def with_bias_and_activation(layer: keras.Layer, outputs: tf.Tensor) -> tf.Tensor:
-    """What a convolution layer does to the result of its convolution.
-
-    Args:
-        layer: The layer.
-        outputs: Result of the convolution, channels last.
-
-    Returns:
-        Same shape and dtype.
-    """
-    if layer.use_bias:
-        outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
-    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def _taps(size: Any) -> int:

@@ -10,10 +10,8 @@ import keras
 import tensorflow as tf
 
 from deepseek_hpf.adapters.call_hooks import Call
-from deepseek_hpf.adapters.kernels.depthwise_tensorflow import (
-    depthwise_conv,
-    with_bias_and_activation,
-)
+from deepseek_hpf.adapters.kernels.bias_tensorflow import with_bias_and_activation
+from deepseek_hpf.adapters.kernels.depthwise_tensorflow import depthwise_conv
 from deepseek_hpf.adapters.kernels.refusals_tensorflow import on_cpu_only, unplain_convolution
 
 

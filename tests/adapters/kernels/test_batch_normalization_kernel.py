@@ -102,14 +102,16 @@ def assert_close(found, wanted, dtype="float32"):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((16, 12, 12, 32), -1), ((256, 32), -1), ((8, 32, 12, 12), 1)]
+    ("shape", "axis"),
+    [((16, 12, 12, 32), -1), ((256, 32), -1), ((8, 32, 12, 12), 1), ((4, 20, 8), -1)],
 )
 @pytest.mark.parametrize("centre", [0.0, 3.0, 100.0])
 def test_errors_against_float64_are_no_larger_than_kerass(policy, shape, axis, centre):
     layers = pair(policy, shape, axis)
     steps = [stepper(layer) for layer in layers]
-    errors = np.zeros((2, 2, 2))  # whose, of what, which
-    of_parameters = np.zeros((2, 2))  # whose, of what
+    largest = np.zeros((2, 2))  # whose, of what
+    squares = np.zeros((2, 2))
+    of_parameters = np.zeros((2, 2))
     for _ in range(DRAWS):
         set_weights(layers)
         x, upstream = draw(shape, layers[0].compute_dtype, axis, centre)
@@ -117,18 +119,19 @@ def test_errors_against_float64_are_no_larger_than_kerass(policy, shape, axis, c
         for whose, step in enumerate(steps):
             found = step(x, upstream)
             for what in (0, 1):
-                largest, usual = largest_and_root_mean_square(found[what], truths[what])
-                errors[whose, what] += largest / DRAWS, usual**2 / DRAWS
+                most, usual = largest_and_root_mean_square(found[what], truths[what])
+                largest[whose, what] = max(largest[whose, what], most)
+                squares[whose, what] += usual**2 / DRAWS
             for which, (gradient, truth) in enumerate(zip(found[2:], truths[2:], strict=True)):
                 usual = largest_and_root_mean_square(gradient, truth)[1] / np.abs(truth).max()
                 of_parameters[whose, which] += usual / DRAWS
     # float32 sums: a scale's gradient adds up numbers that the mean, far off, has made inexact.
     assert (of_parameters[1] <= np.maximum(1.05 * of_parameters[0], 1e-5)).all()
-    own, fused = errors
-    # Of the result, then of the input's gradient, whose float32 errors come out up to 1.2 times
-    # Keras's in small batches; a mean of 20 largest errors scatters by some percent.
-    assert (fused[:, 0] <= np.array([1.25, 1.5]) * own[:, 0]).all()
-    assert (np.sqrt(fused[:, 1]) <= np.array([1.1, 1.5]) * np.sqrt(own[:, 1])).all()
+    own, fused = np.sqrt(squares)
+    assert largest[1, 0] <= 1.05 * largest[0, 0]
+    assert fused[0] <= 1.05 * own[0]
+    # The gradient of the input in float32: about Keras's, and up to 1.2 times in a small batch.
+    assert fused[1] <= (1.3 if policy == "float32" else 1.05) * own[1]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -146,10 +149,11 @@ def test_as_keras(policy, shape, axis, training):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_moving_statistics_within_the_rounding_of_float32(policy):
-    own, fused = pair(policy, (2, 3, 3, 5), momentum=0.5)
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 3, 5), -1), ((2, 5, 3, 3), 1), ((12, 5), -1)])
+def test_moving_statistics_within_the_rounding_of_float32(policy, shape, axis):
+    own, fused = pair(policy, shape, axis, momentum=0.5)
     for _ in range(5):
-        x, _ = draw((2, 3, 3, 5), own.compute_dtype)
+        x, _ = draw(shape, own.compute_dtype, axis)
         for layer in (own, fused):
             layer(x, training=True)
     for ours, theirs in zip(fused.weights, own.weights, strict=True):
@@ -162,6 +166,8 @@ def test_single_values_and_empty_batches(policy, shape):
     own, fused = pair(policy, shape)
     x, upstream = draw(shape, own.compute_dtype)
     wanted, found = (stepper(layer)(x, upstream) for layer in (own, fused))
+    if 0 not in shape:
+        wanted = exact(own, x, upstream)  # where nothing but the offset is left, Keras's is less so
     for ours, theirs in zip(found, wanted, strict=True):
         assert_close(ours, theirs, own.compute_dtype)
     for ours, theirs in zip(fused.weights, own.weights, strict=True):

@@ -1,0 +1,1 @@
+"""Precision that follows the training run: what was seen, what is at fault, what is switched."""

@@ -1,0 +1,1 @@
+"""Controllers: what reads telemetry and says which plan comes next. One file each."""

@@ -1,0 +1,1 @@
+"""How a layer keeps, in fewer bytes, what its backward pass needs."""

@@ -1,0 +1,1 @@
+"""The measuring loop around the choice of precision: candidates, trials, and what won."""
