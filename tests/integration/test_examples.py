@@ -94,7 +94,8 @@ def test_float16_overflow(tmp_path):
     wide, keras, dynamic = rows.values()
     assert float(wide[0]) < 0.2
     assert float(keras[3]) < 1e-3  # the scale has collapsed
-    assert float(dynamic[0]) < 2 * float(wide[0])
+    assert float(dynamic[0]) < 0.2  # 2.3 is a guess among ten digits
+    assert float(dynamic[2].rstrip("%")) > float(wide[2].rstrip("%")) - 2
     assert float(dynamic[3]) == 32768
     assert int(dynamic[4]) < 10 < int(keras[4])
     assert "overflows in the forward pass" in done.stdout
