@@ -1,38 +1,37 @@
 """The optimizer wrapper: loss scaling, guard against non-finite gradients, clipping, masters."""
 
-import contextlib
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from deepseek_hpf.config import LossScaleConfig
 from deepseek_hpf.errors import ConfigTypeError
 from deepseek_hpf.optimizers import clipping as clipping_rules
-from deepseek_hpf.optimizers.apply_to_values import apply_to_values
 from deepseek_hpf.optimizers.arguments import (
     checked_inner_optimizer,
     python_number,
     refuse_clipping_twice,
 )
-from deepseek_hpf.optimizers.gradient_watch import DtypeOf, GradientWatch, NoWatch
+from deepseek_hpf.optimizers.gradient_watch import NoWatch
 from deepseek_hpf.optimizers.kept_run import KeepsRun
 from deepseek_hpf.optimizers.master_weights import create_master, exclude_alike, needs_master
-from deepseek_hpf.optimizers.saved_order import fitting, saved_order
-from deepseek_hpf.optimizers.step import Step
+from deepseek_hpf.optimizers.saved_state import SavesState
+from deepseek_hpf.optimizers.stepping import TakesSteps
+from deepseek_hpf.optimizers.tracing import is_tracing
 from deepseek_hpf.optimizers.transition import ScaleRules, bounded
+from deepseek_hpf.optimizers.watched import Watched
 
 Tensor = Any
-Store = Any
 
 DEFAULTS = LossScaleConfig()
 
 
 @keras.saving.register_keras_serializable(package="deepseek_hpf")
-class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
+class LossScaleOptimizer(
+    KeepsRun, SavesState, TakesSteps, Watched, keras.optimizers.LossScaleOptimizer
+):
     """Wraps an optimizer so that no non-finite gradient ever reaches a weight.
 
     Each step: reduce the gradients over the replicas, check and measure them in one pass; if one
@@ -84,6 +83,8 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
             `[min_scale, max_scale]`, or contradicts the inner optimizer.
 
     Example:
+        >>> import keras
+        >>> import numpy as np
         >>> import deepseek_hpf as hpf
         >>> optimizer = hpf.LossScaleOptimizer("adam", clipping=hpf.clipping.GlobalNorm(1.0))
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -99,7 +100,6 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
     telemetry: dict[str, keras.Variable]
     watch: NoWatch
     _targets: dict[Any, keras.Variable]
-    _pending_variables: list[Any] | None
 
     def __init__(
         self,
@@ -172,34 +172,6 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
         names = self.clipping.initial_state() if self.clipping else ()
         return {name: ops.convert_to_tensor(self.telemetry[name]) for name in names}
 
-    def watch_gradients(
-        self, every: int = 50, sample_every: int = 25, compute_dtype_of: DtypeOf | None = None
-    ) -> GradientWatch:
-        """Has gradients and updates measured in the steps that are traced from now on.
-
-        It changes no bit of the training. What is measured is among the optimizer's variables, at
-        the end of what is saved; files without it load as before.
-
-        Args:
-            every: Int. Steps of a window.
-            sample_every: Int. Of how many steps one is measured. Skipped steps are counted always.
-            compute_dtype_of: Function from a trainable variable to the name of the dtype that its
-                layer computes in. By default the dtype of the variable.
-
-        Returns:
-            The watch, whose `last_window` is to be read.
-        """
-        watch = GradientWatch(every, sample_every, compute_dtype_of or _own_dtype)
-        if self.watch.variables:
-            watch.adopt(self.watch)
-        elif self.built:
-            strategy = getattr(self, "_distribution_strategy", None)
-            with contextlib.nullcontext() if strategy is None else strategy.scope():
-                watch.build(self, self._trainable_variables)
-            watch.load(self.__dict__.pop("_left_over", ()))
-        self.__dict__["watch"] = watch
-        return watch
-
     def build(self, var_list: Sequence[keras.Variable]) -> None:
         """Creates the wrapper's variables, the masters, and those of the inner optimizer.
 
@@ -224,12 +196,11 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
         self.watch.build(self, variables)
         # Past Keras's wrapper, which would create its two variables once more.
         super(keras.optimizers.LossScaleOptimizer, self).build(variables)
-        if self._pending_variables is not None:
-            self._assign_pending()
+        self.assign_pending()
 
     def _build_inner(self, variables: Sequence[keras.Variable]) -> None:
         if self.master_weights:
-            tracing = _is_tracing()
+            tracing = is_tracing()
             for variable in filter(needs_master, variables):
                 master = create_master(variable, self.add_variable, tracing=tracing)
                 self._targets[self._var_key(variable)] = master
@@ -246,79 +217,6 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
     def _first_scale(self) -> float:
         return 1.0 if self.initial_scale is None else self.initial_scale
 
-    def apply(
-        self,
-        grads: Sequence[Tensor | None],
-        trainable_variables: Sequence[keras.Variable] | None = None,
-    ) -> None:
-        """Updates the variables, or skips the step if a gradient is not finite.
-
-        Args:
-            grads: Gradients of the scaled loss; None where there is none. Sparse ones are welcome.
-            trainable_variables: The variables they belong to; by default all that the optimizer
-                was built with. Needed at the first call, which builds.
-
-        Raises:
-            ValueError: All gradients are None, or they do not match the variables.
-        """
-        gradients = [_tensor(gradient) for gradient in grads]
-        if not gradients:
-            return
-        if not self.built and trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            with keras.name_scope(self.name, caller=self):
-                self.build(trainable_variables)
-        step = Step(self, gradients, self._matching(gradients, trainable_variables))
-        backend = keras.backend.backend()
-        importlib.import_module(f"deepseek_hpf.optimizers.apply_{backend}").apply(step)
-
-    def stateless_apply(
-        self,
-        optimizer_variables: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-        trainable_variables: Sequence[Tensor],
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """`apply` as a function of values, which JAX needs.
-
-        Args:
-            optimizer_variables: Values of `self.variables`.
-            grads: Gradients of the scaled loss, one for each variable; None where there is none.
-            trainable_variables: Values of the variables the optimizer was built with.
-
-        Returns:
-            New values of the trainable variables, and of the optimizer's variables.
-        """
-        base: Any = super(keras.optimizers.LossScaleOptimizer, self)
-        lengths = (len(self.variables), len(getattr(self, "_trainable_variables", ())))
-        agree = lengths == (len(optimizer_variables), len(trainable_variables))
-        if keras.backend.backend() == "tensorflow" or not self.built or not agree:
-            # Keras's own refusals.
-            return base.stateless_apply(optimizer_variables, grads, trainable_variables)
-        gradients = [_tensor(gradient) for gradient in grads]
-        step = Step(self, gradients, self._matching(gradients, None))
-        return apply_to_values(step, optimizer_variables, trainable_variables)
-
-    def _matching(
-        self, gradients: Sequence[Tensor | None], variables: Sequence[keras.Variable] | None
-    ) -> list[keras.Variable]:
-        """The variables that the gradients belong to; refuses as the base optimizer does."""
-        if variables is None and not self.built:
-            raise ValueError(
-                "When passing `grads` without `variables`, the optimizer must already be built on "
-                "a list of variables. Call `optimizer.build(trainable_variables)` first."
-            )
-        if variables is not None:
-            self._check_variables_are_known(variables)
-        known = self._trainable_variables if variables is None else list(variables)
-        if len(gradients) != len(known):
-            raise ValueError(
-                "The gradients must match the variables one to one. Received a list of "
-                f"{len(gradients)} gradients for {len(known)} trainable variables."
-            )
-        if all(gradient is None for gradient in gradients):
-            raise ValueError("No gradients provided for any variable.")
-        return known
-
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Sets the variables to their final values, e.g. their moving averages (`use_ema`)."""
         targets = [self.target(variable) for variable in var_list]
@@ -327,38 +225,6 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
             for variable, target in zip(var_list, targets, strict=True):
                 if target is not variable:
                     variable.assign(ops.cast(target, variable.dtype))
-
-    def save_own_variables(self, store: Store) -> None:
-        """Writes the state to a file."""
-        for index, variable in enumerate(saved_order(self.variables, self.watch.variables)):
-            store[str(index)] = variable.numpy()
-
-    def load_own_variables(self, store: Store) -> None:
-        """Sets the state from a file, of this class or of Keras's wrapper.
-
-        Before `build`, the values are kept and set once the variables exist.
-        """
-        values = [np.asarray(store[str(i)]) for i in range(len(store.keys()))]
-        if not self.built:
-            self.__dict__["_pending_variables"] = values
-            return
-        watched, inner = self.watch.variables, self.inner_optimizer.variables
-        layout = fitting(saved_order(self.variables, watched), inner, watched, len(values))
-        if layout is None:
-            super().load_own_variables(store)  # warns, and loads nothing
-            return
-        for variable, value in zip(layout, values, strict=False):
-            variable.assign(value)
-        if not watched:
-            self.__dict__["_left_over"] = values[len(layout) :]
-        scale = bounded(self.dynamic_scale, self.scale_rules) if self.scales_loss else 1.0
-        self.dynamic_scale.assign(scale)
-
-    def _assign_pending(self) -> None:
-        store = {str(i): value for i, value in enumerate(self._pending_variables or ())}
-        self._pending_variables = None
-        with _outside_of_graphs():
-            self.load_own_variables(store)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config: Keras's four keys, and those arguments that are not the default."""
@@ -380,30 +246,3 @@ class LossScaleOptimizer(KeepsRun, keras.optimizers.LossScaleOptimizer):
         """Creates an optimizer from its config, of this class or of Keras's wrapper."""
         # Keras's pops from the dict it is given.
         return super().from_config(dict(config), custom_objects=custom_objects)
-
-
-def _own_dtype(variable: keras.Variable) -> str:
-    return str(keras.backend.standardize_dtype(variable.dtype))
-
-
-def _tensor(gradient: Tensor | None) -> Tensor | None:
-    if gradient is None or ops.is_tensor(gradient) or hasattr(gradient, "indices"):
-        return gradient
-    return ops.convert_to_tensor(gradient)
-
-
-def _tensorflow() -> Any:
-    """What only TensorFlow needs; None on the other back ends."""
-    if keras.backend.backend() != "tensorflow":
-        return None
-    return importlib.import_module("deepseek_hpf.optimizers.apply_tensorflow")
-
-
-def _outside_of_graphs() -> contextlib.AbstractContextManager[None]:
-    module = _tensorflow()
-    return module.outside_of_graphs() if module else contextlib.nullcontext()
-
-
-def _is_tracing() -> bool:
-    module = _tensorflow()
-    return bool(module and module.is_tracing())
