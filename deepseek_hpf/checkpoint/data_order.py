@@ -28,6 +28,7 @@ def order_problem(epoch_iterator: Any) -> str | None:
         A sentence, or None if nothing speaks against it.
     """
     adapter = epoch_iterator.data_adapter
+    adapter = getattr(adapter, "source_adapter", adapter)  # of prefetched data
     describe = _PROBLEMS.get(type(adapter).__name__)
     problem = describe(adapter) if describe else None
     return problem or _steps_problem(epoch_iterator)
