@@ -53,6 +53,7 @@ class Seen(NamedTuple):
 
     gradients: Tensor
     weights: Tensor
+    pulled: Tensor
     moves: Tensor
     measured: Tensor
     updates: Tensor
@@ -152,13 +153,17 @@ class GradientWatch(NoWatch):
         )
         tensors = [(part.gradient, part.target) for part in parts]
         groups = figures.Groups(tensors)
-        weights = figures.when(
+        spec = figures.samples_spec(groups, [target for _, target in tensors])
+        weights, pulled = figures.when(
             update_measured,
-            lambda: [figures.samples(groups, [part.weights() for part in parts])],
-            [figures.samples_spec(groups, [target for _, target in tensors])],
+            lambda: [
+                figures.samples(groups, [part.weights() for part in parts]),
+                figures.pulled(groups, step.pulls()),
+            ],
+            [spec, (spec[0], "float32")],
         )
         moves = ops.not_equal(step.inner.learning_rate, 0.0)
-        return Seen(gradients[0], weights[0], moves, measured, updates, update_measured)
+        return Seen(gradients[0], weights, pulled, moves, measured, updates, update_measured)
 
     def after_update(self, step: "Step", seen: "Seen | None") -> None:
         """Measures the update, and adds the step to the window."""
@@ -168,7 +173,9 @@ class GradientWatch(NoWatch):
         changes = figures.when(
             seen.update_measured,
             lambda: figures.of_updates(
-                [(part.gradient, part.target) for part in parts], seen.weights, seen.moves
+                [(part.gradient, part.target) for part in parts],
+                seen.weights,
+                ops.multiply(seen.pulled, ops.cast(seen.moves, "float32")),
             ),
             [((len(parts), 3), "float32")],
         )

@@ -1,7 +1,6 @@
 """One step of the loss-scale optimizer: measure the gradients, then update or skip."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -11,7 +10,9 @@ from deepseek_hpf.optimizers import finite, transition
 from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.finite import Statistics
 from deepseek_hpf.optimizers.gradient_watch import NoWatch
-from deepseek_hpf.optimizers.master_weights import refreshed, rounded
+from deepseek_hpf.optimizers.masters.composed_variable import ComposedVariable
+from deepseek_hpf.optimizers.masters.master import Master
+from deepseek_hpf.optimizers.replacement import replaced
 
 if TYPE_CHECKING:
     from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
@@ -28,12 +29,13 @@ class Trained(NamedTuple):
     variable: keras.Variable
     gradient: Tensor
     target: keras.Variable
+    master: Master | None
 
     def weights(self) -> Tensor:
         """What the next update starts from: a master follows what was assigned to its variable."""
-        if self.target is self.variable:
+        if self.master is None:
             return ops.convert_to_tensor(self.target)
-        return refreshed(self.target, self.variable)
+        return self.master.weights()
 
 
 class Step:
@@ -58,7 +60,11 @@ class Step:
         self.inner = optimizer.inner_optimizer
         self.gradients = list(gradients)
         self.variables = list(variables)
-        self.targets = [optimizer.target(variable) for variable in variables]
+        self.masters = [optimizer.master(variable) for variable in variables]
+        self.targets = [
+            variable if master is None else master.target
+            for variable, master in zip(self.variables, self.masters, strict=True)
+        ]
         self.accumulation_steps = getattr(self.inner, "gradient_accumulation_steps", None)
         self._trained = [
             i
@@ -68,11 +74,29 @@ class Step:
         self.watch = optimizer.watch if self._trained else NoWatch()
 
     @property
+    def branches(self) -> bool:
+        """Whether the inner optimizer updates in a branch of a TensorFlow graph of its own."""
+        conditional = self.accumulation_steps or getattr(self.inner, "use_ema", False)
+        return keras.backend.backend() == "tensorflow" and bool(conditional)
+
+    @property
+    def composed(self) -> bool:
+        """Whether the inner optimizer updates what is no variable of the back end."""
+        return any(isinstance(target, ComposedVariable) for target in self.targets)
+
+    @property
     def trained(self) -> list[Trained]:
         """The variables that have a gradient to be added to them."""
         return [
-            Trained(self.variables[i], self.gradients[i], self.targets[i]) for i in self._trained
+            Trained(self.variables[i], self.gradients[i], self.targets[i], self.masters[i])
+            for i in self._trained
         ]
+
+    def pulls(self) -> list[Tensor]:
+        """What the next update goes by, scaled or not: the gradients, or their sums so far."""
+        if self.accumulation_steps:
+            return self._accumulated()
+        return [self.gradients[i] for i in self._trained]
 
     def measure(self) -> Statistics:
         """Checks the gradients and measures their norm.
@@ -97,21 +121,18 @@ class Step:
         Returns:
             What clipping decided; nothing of it is written yet.
         """
-        mastered = [
-            (variable, target)
-            for variable, target in zip(self.variables, self.targets, strict=True)
-            if target is not variable
-        ]
-        for variable, target in mastered:
-            target.assign(refreshed(target, variable))
+        masters = [master for master in self.masters if master is not None]
+        for master in masters:
+            master.begin(branches=self.branches)
         trained, decision, clip = self._limited(norm)
         gradients = list(self.gradients)
         for i, gradient in zip(self._trained, trained, strict=True):
             gradients[i] = gradient
         with replaced(self.inner, "_clip_gradients", clip):
             self.inner.apply(gradients, self.targets)
-        for variable, target in mastered:
-            variable.assign(rounded(target, variable.dtype))
+        for master in masters:
+            master.end()
+        self.optimizer.masters.after_update()
         return decision
 
     def take(self, statistics: Statistics, update: Callable[[Tensor], Decision]) -> None:
@@ -245,38 +266,3 @@ class Step:
 def overwrites(variable: keras.Variable) -> bool:
     """Returns whether the variable takes its gradient as its value (float8 layers)."""
     return bool(getattr(variable, "overwrite_with_gradient", False))
-
-
-class _Replacement:
-    """A method put in place of another, which knows what was there before."""
-
-    def __init__(self, method: Callable[..., Any], before: object):
-        self.method, self.before = method, before
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def replaced(instance: object, name: str, method: Callable[..., Any] | None) -> Iterator[None]:
-    """Replaces a method of one instance for a while; with None, does nothing.
-
-    Replicas are traced in turns, so that one may come here before another has left: what was
-    there before is what no replica has put there.
-    """
-    if method is None:
-        yield
-        return
-    # Around `__setattr__`, by which Keras and TensorFlow track what an optimizer holds.
-    own = instance.__dict__
-    before = own.get(name)
-    if isinstance(before, _Replacement):
-        before = before.before
-    own[name] = _Replacement(method, before)
-    try:
-        yield
-    finally:
-        if before is None:
-            own.pop(name, None)
-        else:
-            own[name] = before

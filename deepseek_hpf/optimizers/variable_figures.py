@@ -104,22 +104,21 @@ def of_gradients(
 
 
 def of_updates(
-    tensors: Sequence[tuple[Tensor, keras.Variable]], before: Tensor, moves: Tensor
+    tensors: Sequence[tuple[Tensor, keras.Variable]], before: Tensor, pulls: Tensor
 ) -> list[Tensor]:
     """Measures updates, at the numbers that `samples` takes.
 
     Args:
         tensors: Gradient and variable after the update, of each.
         before: What `samples` took of the variables before the update.
-        moves: Boolean scalar: anything is meant to move. Else nothing is lost.
+        pulls: What `pulled` said of what the update goes by.
 
     Returns:
         One float32 tensor: for each variable the norm of the update, the norm of the weights
-        before, and the share of the weights with a gradient that have not moved.
+        before, and the share of the weights that are pulled and have not moved.
     """
     groups = Groups(tensors)
     after = samples(groups, [ops.convert_to_tensor(variable) for _, variable in tensors])
-    gradients = samples(groups, [gradient for gradient, _ in tensors])
     shapes = [tensors[i][1].shape for i in groups.order]
     sizes = [math.prod(shape) / max(sample_size(shape), 1) for shape in shapes]
     factors = ops.convert_to_tensor([math.sqrt(size) for size in sizes], after.dtype)
@@ -127,11 +126,23 @@ def of_updates(
         _float32(ops.multiply(_norms(value), factors))
         for value in (ops.subtract(after, before), before)
     ]
-    pulled = ops.not_equal(gradients, 0.0)
-    stuck = ops.logical_and(ops.logical_and(pulled, ops.equal(after, before)), moves)
-    pulls = ops.maximum(ops.sum(ops.cast(pulled, "float32"), axis=1), 1.0)
-    lost = ops.divide(ops.sum(ops.cast(stuck, "float32"), axis=1), pulls)
+    stuck = ops.multiply(pulls, ops.cast(ops.equal(after, before), "float32"))
+    counts = [ops.sum(values, axis=1) for values in (stuck, pulls)]
+    lost = ops.divide(counts[0], ops.maximum(counts[1], 1.0))
     return [groups.in_order(ops.stack([*norms, lost], axis=1))]
+
+
+def pulled(groups: Groups, tensors: Sequence[Tensor]) -> Tensor:
+    """Says which weights an update is to move, at the numbers that `samples` takes.
+
+    Args:
+        groups: The groups.
+        tensors: What the update goes by: gradients, or their sums where they are accumulated.
+
+    Returns:
+        Float32, 1 where that is not 0 and else 0, of the shape of `samples`.
+    """
+    return ops.cast(ops.not_equal(samples(groups, tensors), 0.0), "float32")
 
 
 def nonfinite(tensors: Sequence[tuple[Tensor, keras.Variable]]) -> Tensor:
