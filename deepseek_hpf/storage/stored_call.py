@@ -10,7 +10,11 @@ import keras
 Call = Callable[..., Any]
 
 # What packs, by back end.
-MODULES = {"torch": "deepseek_hpf.storage.saved_calls_torch"}
+MODULES = {
+    "jax": "deepseek_hpf.storage.saved_calls_jax",
+    "tensorflow": "deepseek_hpf.storage.saved_calls_tensorflow",
+    "torch": "deepseek_hpf.storage.saved_calls_torch",
+}
 
 
 @dataclass(frozen=True)
