@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from deepseek_hpf import callbacks as callbacks
     from deepseek_hpf import data as data
     from deepseek_hpf import hardware as hardware
+    from deepseek_hpf import memory as memory
+    from deepseek_hpf import optimizers as optimizers
     from deepseek_hpf.adapters.apply import apply_policy as apply_policy
     from deepseek_hpf.adapters.export import export as export
     from deepseek_hpf.adapters.report import OverrideReport as OverrideReport
@@ -53,6 +55,8 @@ _exported, __dir__, __all__ = lazy_exports(
         "data": "deepseek_hpf.data",
         "export": "deepseek_hpf.adapters.export:export",
         "hardware": "deepseek_hpf.hardware",
+        "optimizers": "deepseek_hpf.optimizers",
+        "memory": "deepseek_hpf.memory",
         "profile": "deepseek_hpf.profiler.profile:profile",
         "tune": "deepseek_hpf.tuning.tune:tune",
     },
@@ -66,13 +70,14 @@ def __getattr__(name: str) -> object:
 
 
 def _register_with_keras() -> None:
-    """Lets Keras load a model that was saved with our optimizer.
+    """Lets Keras load a model that was saved with our optimizers.
 
-    Keras takes a class from a file only if it is registered, and the optimizer's is when its module
+    Keras takes a class from a file only if it is registered, and an optimizer's is when its module
     is imported. So that happens as soon as Keras is there, but never brings Keras in.
     """
     if "keras" in sys.modules:
         import_with_backend("deepseek_hpf.optimizers.loss_scale_optimizer")
+        import_with_backend("deepseek_hpf.optimizers.adam_8bit")
 
 
 _register_with_keras()

@@ -7,7 +7,7 @@ the key.
 import struct
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from deepseek_hpf.config_dynamic import DynamicConfig as DynamicConfig
@@ -24,7 +24,18 @@ PolicyName = Literal[
 ]
 BackwardDTypeName = Literal["float32"]
 ActivationStorage = Literal["int8", "int4", "sparse", "recompute"]
+MASTER_FORMS = (True, False, "split", "stochastic")
 Pattern = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _known_form(value: object) -> object:
+    """One line for what neither side of the union takes."""
+    if not isinstance(value, bool | str) or value not in MASTER_FORMS:
+        raise expects('true or false, "split" or "stochastic"')
+    return value
+
+
+MasterWeights = Annotated[bool | Literal["split", "stochastic"], BeforeValidator(_known_form)]
 
 
 class PrecisionRule(ConfigSection):
@@ -200,8 +211,9 @@ class PrecisionConfig(ConfigSection):
     """Loss scaling, which float16 needs."""
     clipping: Clipping | None = None
     """Gradient clipping, after unscaling."""
-    master_weights: bool = False
-    """Whether variables of low precision are trained by way of float32 copies."""
+    master_weights: MasterWeights = False
+    """Whether variables of low precision are trained by way of float32 copies; "split" keeps of
+    them only the bits that bfloat16 lacks, "stochastic" keeps none and rounds at random."""
     dynamic: DynamicConfig | None = None
     """Precision that changes while training runs."""
 

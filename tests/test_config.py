@@ -178,6 +178,11 @@ def test_nested_sections_may_be_objects_or_dicts():
         ({"kernels": "true"}, ['kernels: expected true or false. Received: kernels="true"']),
         ({"jit_compile": 0}, ["jit_compile: expected true, false or null", "jit_compile=0"]),
         ({"master_weights": None}, ["master_weights: expected true or false"]),
+        ({"master_weights": 1}, ["master_weights: expected true or false", "master_weights=1"]),
+        (
+            {"master_weights": "Split"},
+            ['"split" or "stochastic". Received: master_weights="Split"'],
+        ),
         ({"loss_scale": None}, ["loss_scale: expected an object", '{"initial_scale": null}']),
         (
             {"loss_scale": {"initial_scale": True}},
@@ -441,7 +446,7 @@ valid = st.fixed_dictionaries(
         "jit_compile": st.booleans() | st.none(),
         "loss_scale": scales,
         "clipping": clippings | st.none(),
-        "master_weights": st.booleans(),
+        "master_weights": st.booleans() | st.sampled_from(["split", "stochastic"]),
         "dynamic": st.none() | dynamics,
     },
 )

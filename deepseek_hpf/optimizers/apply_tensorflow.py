@@ -10,7 +10,8 @@ import tensorflow as tf
 from deepseek_hpf.optimizers import compiled_update_tensorflow as compiled
 from deepseek_hpf.optimizers.clipping_rule import Decision
 from deepseek_hpf.optimizers.finite import Statistics
-from deepseek_hpf.optimizers.step import Step, replaced
+from deepseek_hpf.optimizers.replacement import replaced
+from deepseek_hpf.optimizers.step import Step
 
 # The class between Keras's optimizers and TensorFlow's additions for several replicas.
 _Base: Any = next(c for c in keras.Optimizer.__mro__ if c.__name__ == "BaseOptimizer")
@@ -85,13 +86,13 @@ def _reduced(step: Step) -> Iterator[None]:
 
     Where it updates in a conditional of its own, it must not leave the replica either, which
     TensorFlow refuses there: then each replica, all of which hold the same sums, updates its own
-    copy of the variables, as the methods of the base class do.
+    copy of the variables, as the methods of the base class do. They also take a composed variable,
+    of which TensorFlow has no copies.
     """
-    conditional = step.accumulation_steps or getattr(step.inner, "use_ema", False)
     with contextlib.ExitStack() as stack:
         for optimizer in (step.inner, *getattr(step.inner, "optimizers", ())):
             methods: dict[str, Any] = {"_all_reduce_sum_gradients": list}
-            if conditional:
+            if step.branches or step.composed:
                 methods |= {n: getattr(_Base, n).__get__(optimizer) for n in _WITHIN_A_REPLICA}
             for name, method in methods.items():
                 stack.enter_context(replaced(optimizer, name, method))

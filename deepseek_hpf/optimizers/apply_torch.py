@@ -7,7 +7,8 @@ import torch
 
 from deepseek_hpf.optimizers import fused_update_torch as fused
 from deepseek_hpf.optimizers.clipping_rule import Decision
-from deepseek_hpf.optimizers.step import Step, replaced
+from deepseek_hpf.optimizers.replacement import replaced
+from deepseek_hpf.optimizers.step import Step
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from deepseek_hpf.optimizers.adam_8bit import MomentsIn8Bits
 from deepseek_hpf.optimizers.clipping_rule import Decision
-from deepseek_hpf.optimizers.step import Step, replaced
+from deepseek_hpf.optimizers.replacement import replaced
+from deepseek_hpf.optimizers.step import Step
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def _compilable(step: Step) -> bool:
     inner = step.inner
     rate = getattr(inner, "_learning_rate", None)
     return (
-        _is_keras(inner)
+        (_is_keras(inner) or isinstance(inner, MomentsIn8Bits))
         and (isinstance(rate, keras.Variable) or _is_keras(rate))
         and not step.accumulation_steps
         and not inner.use_ema

@@ -7,7 +7,6 @@ import keras
 from keras import ops
 
 from deepseek_hpf.config import LossScaleConfig
-from deepseek_hpf.errors import ConfigTypeError
 from deepseek_hpf.optimizers import clipping as clipping_rules
 from deepseek_hpf.optimizers.arguments import (
     checked_inner_optimizer,
@@ -16,7 +15,8 @@ from deepseek_hpf.optimizers.arguments import (
 )
 from deepseek_hpf.optimizers.gradient_watch import NoWatch
 from deepseek_hpf.optimizers.kept_run import KeepsRun
-from deepseek_hpf.optimizers.master_weights import create_master, exclude_alike, needs_master
+from deepseek_hpf.optimizers.masters.forms import NoMasters, exclude_alike, form_of
+from deepseek_hpf.optimizers.masters.master import Master
 from deepseek_hpf.optimizers.saved_state import SavesState
 from deepseek_hpf.optimizers.stepping import TakesSteps
 from deepseek_hpf.optimizers.tracing import is_tracing
@@ -60,9 +60,12 @@ class LossScaleOptimizer(
             once, as Keras). A finite step resets the count.
         clipping: A rule of `deepseek_hpf.clipping`, or its dict. Refused if the inner optimizer
             clips as well.
-        master_weights: Bool. Trains float16 and bfloat16 variables by way of float32 masters,
+        master_weights: True trains float16 and bfloat16 variables by way of float32 masters,
             which are among the optimizer's variables. What is assigned to a model variable from
-            outside wins over its master, element by element, at the next step.
+            outside wins over its master, element by element, at the next step. `"split"` trains
+            bfloat16 variables the same, bit by bit, and keeps of their masters only the 16 bits
+            that the variables lack. `"stochastic"` has no masters: updates are rounded to the
+            variables at random, so that they arrive on average.
         name: String. Name of the optimizer.
         **kwargs: What Keras's class accepts for old saved files.
 
@@ -99,7 +102,8 @@ class LossScaleOptimizer(
 
     telemetry: dict[str, keras.Variable]
     watch: NoWatch
-    _targets: dict[Any, keras.Variable]
+    masters: NoMasters
+    _masters: dict[Any, Master]
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class LossScaleOptimizer(
         max_scale: float = DEFAULTS.max_scale,
         hysteresis: int = DEFAULTS.hysteresis,
         clipping: "clipping_rules.Clipping | Mapping[str, Any] | None" = None,
-        master_weights: bool = False,
+        master_weights: bool | str = False,
         name: str | None = None,
         **kwargs: Any,
     ):
@@ -129,11 +133,7 @@ class LossScaleOptimizer(
         )
         rule = clipping_rules.from_config(clipping)
         refuse_clipping_twice(inner, rule)
-        if not isinstance(master_weights, bool):
-            raise ConfigTypeError(
-                "Argument `master_weights` must be True or False. Received: "
-                f"master_weights={master_weights!r} (of type {type(master_weights).__name__})"
-            )
+        masters = form_of(master_weights)
         super().__init__(
             inner,
             initial_scale=scale_config.initial_scale,
@@ -146,7 +146,8 @@ class LossScaleOptimizer(
         self.master_weights = master_weights
         self.jit_compile_update: bool | None = None
         # In `__dict__` directly: TensorFlow would wrap and track a container set as an attribute.
-        self.__dict__.update(telemetry={}, _targets={}, _pending_variables=None, watch=NoWatch())
+        self.__dict__.update(telemetry={}, _masters={}, _pending_variables=None)
+        self.__dict__.update(watch=NoWatch(), masters=masters)
 
     @property
     def scales_loss(self) -> bool:
@@ -165,7 +166,12 @@ class LossScaleOptimizer(
 
     def target(self, variable: keras.Variable) -> keras.Variable:
         """Returns what the inner optimizer updates: the variable's master, or the variable."""
-        return self._targets.get(self._var_key(variable), variable)
+        master = self.master(variable)
+        return variable if master is None else master.target
+
+    def master(self, variable: keras.Variable) -> Master | None:
+        """Returns what is kept of a variable beside it; None where it is trained as it is."""
+        return self._masters.get(self._var_key(variable))
 
     def clipping_state(self) -> dict[str, Tensor]:
         """Returns the state of the clipping rule, float32 scalars by name."""
@@ -199,14 +205,10 @@ class LossScaleOptimizer(
         self.assign_pending()
 
     def _build_inner(self, variables: Sequence[keras.Variable]) -> None:
-        if self.master_weights:
-            tracing = is_tracing()
-            for variable in filter(needs_master, variables):
-                master = create_master(variable, self.add_variable, tracing=tracing)
-                self._targets[self._var_key(variable)] = master
+        masters = self.masters.create(variables, self.add_variable, tracing=is_tracing())
+        self._masters.update((self._var_key(master.variable), master) for master in masters)
         targets = [self.target(variable) for variable in variables]
-        if self._targets:
-            exclude_alike(self.inner_optimizer, variables, targets)
+        exclude_alike(self.inner_optimizer, masters)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(targets)
 
@@ -222,9 +224,8 @@ class LossScaleOptimizer(
         targets = [self.target(variable) for variable in var_list]
         self.inner_optimizer.finalize_variable_values(targets)
         if self.inner_optimizer.use_ema:
-            for variable, target in zip(var_list, targets, strict=True):
-                if target is not variable:
-                    variable.assign(ops.cast(target, variable.dtype))
+            for master in filter(None, map(self.master, var_list)):
+                master.end()
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config: Keras's four keys, and those arguments that are not the default."""
@@ -236,7 +237,7 @@ class LossScaleOptimizer(
         if self.clipping is not None:
             config["clipping"] = self.clipping.get_config()
         if self.master_weights:
-            config["master_weights"] = True
+            config["master_weights"] = self.master_weights
         return config
 
     @classmethod

@@ -211,9 +211,12 @@ def _carry_own_state(source: LossScaleOptimizer, destination: LossScaleOptimizer
         for name, value in source.clipping_state().items():
             _copy_to(destination.telemetry[name], value)
     for variable in destination._trainable_variables:
-        old, new = source.target(variable), destination.target(variable)
-        if old is not variable and new is not variable:
-            _copy_to(new, old)
+        old, new = source.master(variable), destination.master(variable)
+        if old is not None and new is not None:
+            # JAX's training step takes over the arrays of its variables: no two may share one.
+            new.take_over(ops.copy(old.weights()))
+    if type(source.masters) is type(destination.masters):
+        _assign_all(source.masters.variables, destination.masters.variables)
 
 
 def _assign_all(sources: Sequence[keras.Variable], destinations: Sequence[keras.Variable]) -> None:

@@ -13,7 +13,7 @@ from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.config_like import ConfigLike, as_config
 from deepseek_hpf.torch.entry import Entry
 from deepseek_hpf.torch.loss_scale import LossScale
-from deepseek_hpf.torch.master_weights import MasterWeights, NoMasters
+from deepseek_hpf.torch.master_weights import masters_for
 from deepseek_hpf.torch.precision import choose_precision
 from deepseek_hpf.torch.regions import refuse_policies
 from deepseek_hpf.torch.verdicts import Verdicts
@@ -89,7 +89,7 @@ class HybridPrecisionContext:
         refuse_policies(self._config.rules)
         logger.info("Autocast: %s. %s", self._precision.dtypes, self._precision.reason)
         self._loss_scale = LossScale(self._config.loss_scale)
-        self._masters = MasterWeights() if self._config.master_weights else NoMasters()
+        self._masters = masters_for(self._config.master_weights)
         self._verdicts = Verdicts(self._loss_scale, self._config.clipping, self._masters)
         self._entries = threading.local()
         _tell_of_ignored(self._config)

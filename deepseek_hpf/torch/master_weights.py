@@ -127,6 +127,24 @@ class MasterWeights(NoMasters):
         return masters
 
 
+def masters_for(argument: bool | str) -> NoMasters:
+    """Returns the masters that a configuration asks for.
+
+    Args:
+        argument: Its `master_weights`.
+
+    Raises:
+        ConfigError: A form that only Keras's optimizers have.
+    """
+    if isinstance(argument, str):
+        raise ConfigError(
+            "In plain PyTorch `master_weights` is true or false; the other forms are of "
+            "`deepseek_hpf.LossScaleOptimizer`, for Keras models. Set it to true for float32 "
+            f"masters. Received: master_weights={argument!r}"
+        )
+    return MasterWeights() if argument else NoMasters()
+
+
 def _refreshed(master: "torch.Tensor | None", weight: torch.Tensor) -> "torch.Tensor | None":
     if weight.dtype not in LOW:
         return None

@@ -211,6 +211,12 @@ def test_the_refusal_names_the_way_out():
             loss.backward()
 
 
+@pytest.mark.parametrize("form", ["split", "stochastic"])
+def test_forms_of_keras_optimizers_are_refused(form):
+    with pytest.raises(ConfigError, match="Set it to true for float32 masters"):
+        HybridPrecisionContext("bf16", {"master_weights": form})
+
+
 def test_a_pytorch_without_wide_gradients(monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *_: object())
     with pytest.raises(ConfigError, match=r"2\.10 or later"):
