@@ -13,7 +13,6 @@ from deepseek_hpf.bench import building
 from deepseek_hpf.bench.contenders import Ready, keras_contender, make_ready, taking_part
 from deepseek_hpf.bench.job import Job
 from deepseek_hpf.bench.machine import this_machine
-from deepseek_hpf.bench.memory import Meter, meter
 from deepseek_hpf.bench.records import (
     FLOAT32,
     BenchSettings,
@@ -23,6 +22,7 @@ from deepseek_hpf.bench.records import (
     Stage,
 )
 from deepseek_hpf.errors import ConfigError
+from deepseek_hpf.memory.meter import Meter, meter
 from deepseek_hpf.timing import time_in_turns
 
 SLOW = 2.0  # times float32's step: such a contender is timed apart, in few rounds

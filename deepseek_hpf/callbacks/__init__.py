@@ -6,6 +6,7 @@ from deepseek_hpf.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from deepseek_hpf.callbacks.backup_and_restore import BackupAndRestore as BackupAndRestore
+    from deepseek_hpf.callbacks.batch_size_scheduler import BatchSizeScheduler as BatchSizeScheduler
     from deepseek_hpf.callbacks.dynamic_precision import DynamicPrecision as DynamicPrecision
     from deepseek_hpf.callbacks.precision_overrides import (
         PrecisionOverrides as PrecisionOverrides,
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "BackupAndRestore": "deepseek_hpf.callbacks.backup_and_restore:BackupAndRestore",
+        "BatchSizeScheduler": "deepseek_hpf.callbacks.batch_size_scheduler:BatchSizeScheduler",
         "DynamicPrecision": "deepseek_hpf.callbacks.dynamic_precision:DynamicPrecision",
         "PrecisionOverrides": "deepseek_hpf.callbacks.precision_overrides:PrecisionOverrides",
         "PrecisionProfiler": "deepseek_hpf.callbacks.precision_profiler:PrecisionProfiler",

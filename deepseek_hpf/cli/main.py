@@ -23,12 +23,19 @@ class Entry(NamedTuple):
 # To add a command, write a typer function in a file of its own beside this one, and name it here.
 # Its file should import no more than typer at the top: the rest belongs inside the function.
 COMMANDS = {
+    "batch-size": Entry(
+        "deepseek_hpf.cli.batch_size:batch_size",
+        "Find the largest batch that fits, or the fastest.",
+    ),
     "bench": Entry("deepseek_hpf.cli.bench:bench", "Time training steps, ours beside the peers'."),
     "check": Entry("deepseek_hpf.cli.check:check", "Validate a configuration file."),
     "devices": Entry(
         "deepseek_hpf.cli.devices:devices", "Show what this machine can do, per dtype."
     ),
     "demo": Entry("deepseek_hpf.cli.demo:demo", "Train a ResNet in float32 and under a policy."),
+    "estimate": Entry(
+        "deepseek_hpf.cli.estimate:estimate", "Show what a training step needs, by precision."
+    ),
     "events": Entry(
         "deepseek_hpf.cli.events:events", "Show a run's switches of precision, and why."
     ),

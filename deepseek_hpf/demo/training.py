@@ -15,7 +15,6 @@ from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.data.batches import make_batches
 from deepseek_hpf.data.digits_dataset import CLASSES, digits
 from deepseek_hpf.data.image_datasets import images, prepared_builder
-from deepseek_hpf.demo.process_memory import peak_memory
 from deepseek_hpf.demo.records import (
     EpochDone,
     Event,
@@ -26,6 +25,7 @@ from deepseek_hpf.demo.records import (
 )
 from deepseek_hpf.demo.resnet import create_resnet20
 from deepseek_hpf.files import cache_directory
+from deepseek_hpf.memory.process_memory import peak_memory
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
 LEARNING_RATE = 0.05  # at batch size 32; in proportion to the batch size elsewhere

@@ -92,14 +92,14 @@ def _operations(graph: Any, times: int) -> Iterator[tuple[Any, int]]:
         if operation.type not in _PLUMBING:
             yield operation, times
         for name, repeats in _bodies(operation):
-            body = _function_graph(graph, name)
+            body = function_graph(graph, name)
             if body is not None:
                 yield from _operations(body, times * repeats)
 
 
 def _bodies(operation: Any) -> list[tuple[str, int]]:
     if operation.type in ("While", "StatelessWhile"):
-        return [(operation.get_attr("body").name, _trip_count(operation))]
+        return [(operation.get_attr("body").name, trip_count(operation))]
     if operation.type in ("If", "StatelessIf"):  # one of the two runs: the one more usual in Keras
         return [(operation.get_attr("then_branch").name, 1)]
     if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
@@ -107,8 +107,15 @@ def _bodies(operation: Any) -> list[tuple[str, int]]:
     return []
 
 
-def _trip_count(operation: Any) -> int:
-    """The loop's limit where it is known, else 1: `while_v2` passes counter, limit, … in."""
+def trip_count(operation: Any) -> int:
+    """How often a loop runs.
+
+    Args:
+        operation: A `While`; `while_v2` passes counter, limit, … in.
+
+    Returns:
+        The loop's limit where it is known, else 1.
+    """
     limit = _static(operation.inputs[1]) if len(operation.inputs) > 1 else None
     if limit is None or limit.ndim or limit.dtype.kind != "i":
         return 1
@@ -124,7 +131,16 @@ def _static(tensor: Any) -> Any:
     return None if value is None else np.asarray(value)
 
 
-def _function_graph(graph: Any, name: str) -> Any:
+def function_graph(graph: Any, name: str) -> Any:
+    """The graph of a function.
+
+    Args:
+        graph: A graph that calls it.
+        name: Its name.
+
+    Returns:
+        The graph, or None if it is not known here.
+    """
     while graph is not None:
         function = graph._functions.get(name) if hasattr(graph, "_functions") else None
         if function is not None:

@@ -173,7 +173,7 @@ def trial(model: keras.Model, batch: Any) -> Iterator[Trial]:
     _refuse(model)
     with (
         random_states_kept(),
-        _attributes_kept(model),
+        attributes_kept(model),
         standing_in(model),
         values_restored(model) as rewind,
     ):
@@ -198,7 +198,15 @@ def _refuse(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def _attributes_kept(model: keras.Model) -> Iterator[None]:
+def attributes_kept(model: keras.Model) -> Iterator[None]:
+    """Gives a model its optimizer, compiled functions and `jit_compile` back, whatever happens.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
     before = {name: vars(model).get(name, _ABSENT) for name in _KEPT}
     compiled = dict(model._compile_config.config) if model.compiled else {}
     try:

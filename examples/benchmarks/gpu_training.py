@@ -86,8 +86,8 @@ def measure(model_name: str, row: str, options: argparse.Namespace) -> dict[str,
     from deepseek_hpf.bench.building import build_under
     from deepseek_hpf.bench.contenders import make_ready
     from deepseek_hpf.bench.measuring import machine_at_hand
-    from deepseek_hpf.bench.memory import meter
     from deepseek_hpf.bench.records import BFLOAT16, FLOAT16, FLOAT32, OURS, BenchSettings
+    from deepseek_hpf.memory.meter import meter
 
     allow_tf32(row != ROWS[0])
     names = dict(zip(ROWS, (FLOAT32, FLOAT32, BFLOAT16, FLOAT16, OURS), strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import keras
 
-from deepseek_hpf.bench.memory import Meter, NotTold, Step
+from deepseek_hpf.memory.meter import Meter, NotTold, Step
 from deepseek_hpf.tuning.training_step import on_device
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from deepseek_hpf.bench.memory import Meter, NotTold, Step
+from deepseek_hpf.memory.meter import Meter, NotTold, Step
 
 _DEVICE = "GPU:0"
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import torch
 
-from deepseek_hpf.bench.memory import Meter, NotTold, Step
+from deepseek_hpf.memory.meter import Meter, NotTold, Step
 
 
 class GpuMeter:

@@ -38,5 +38,5 @@ def meter() -> Meter:
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax", "torch"):
         return NotTold()
-    made: Meter = importlib.import_module(f"deepseek_hpf.bench.memory_{backend}").meter()
+    made: Meter = importlib.import_module(f"deepseek_hpf.memory.meter_{backend}").meter()
     return made

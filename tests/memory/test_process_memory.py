@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from deepseek_hpf.demo import process_memory
-from deepseek_hpf.demo.process_memory import peak_in_status, peak_memory
+from deepseek_hpf.memory import process_memory
+from deepseek_hpf.memory.process_memory import peak_in_status, peak_memory
 
 pytestmark = pytest.mark.pure
 
@@ -21,7 +21,7 @@ def test_the_peak_grows_with_what_is_held_and_is_not_inherited():
     before = peak_memory()
     held = bytearray(b"x" * 200_000_000)
     assert peak_memory() - before > 100_000_000 or before > 300_000_000
-    code = "from deepseek_hpf.demo.process_memory import peak_memory; print(peak_memory())"
+    code = "from deepseek_hpf.memory.process_memory import peak_memory; print(peak_memory())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert 2**20 < int(child.stdout) < 150_000_000
     assert len(held) == 200_000_000
