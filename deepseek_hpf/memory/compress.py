@@ -28,10 +28,10 @@ def compress_activations(
     throughout. Parameters are never packed, and tensors below `smallest` bytes neither.
 
     It changes `call` on the layers' instances, nothing of which enters a saved file. A tensor
-    that several layers keep is packed once. It needs JAX or PyTorch.
+    that several layers keep is packed once. It needs JAX, PyTorch or TensorFlow.
 
     Args:
-        model: A built model, under JAX or PyTorch.
+        model: A built model, under JAX, PyTorch or TensorFlow.
         storage: `"int8"`, `"int4"` or `"sparse"`.
         seed: Of the rounding. The same activations are always rounded in the same way.
         smallest: Bytes of the smallest tensor that is packed. Not negative.

@@ -1,0 +1,61 @@
+"""A computation of a TensorFlow graph that packs what its gradient needs."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from deepseek_hpf.storage.backward_graph_tensorflow import BackwardGraph
+from deepseek_hpf.storage.kept_tensors_tensorflow import KeptTensors
+from deepseek_hpf.storage.stored_call import Call, Settings
+
+
+def differentiated(
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    settings: Settings,
+    owns_arguments: bool = False,
+) -> Any:
+    """Calls, and sees to the gradient.
+
+    Args:
+        call: What to call, in a graph.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        settings: How to pack.
+        owns_arguments: As for `KeptTensors`.
+
+    Returns:
+        The result.
+    """
+    flat = tf.nest.flatten((args, kwargs))
+    # Each once: a gradient by a tensor that comes in twice is by both.
+    inputs = list({id(x): x for x in flat if tf.is_tensor(x)}.values())
+    results: list[Any] = []
+
+    @tf.custom_gradient
+    def compute(*given: tf.Tensor) -> Any:
+        values = dict(zip(map(id, inputs), given, strict=True))
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([x for x in given if x.dtype.is_floating])
+            mine = [values.get(id(x), x) for x in flat]
+            packed_args, packed_kwargs = tf.nest.pack_sequence_as((args, kwargs), mine)
+            results.append(call(*packed_args, **packed_kwargs))
+        outputs = [y for y in tf.nest.flatten(results[0]) if tf.is_tensor(y)]
+
+        def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
+            sources = [*given, *variables]
+            with outputs[0].graph.as_default(), tf.control_dependencies(None):
+                backward = BackwardGraph(tape, outputs, sources)
+                kept = KeptTensors(backward, given, settings, owns_arguments)
+            if kept.is_whole:
+                found = tape.gradient(outputs, sources, list(upstream))
+            else:
+                found = backward.gradients(upstream, kept.restored(upstream[0]))
+            return (found[: len(given)], found[len(given) :]) if variables else found
+
+        return outputs, gradient
+
+    outputs = iter(compute(*inputs))
+    made = [next(outputs) if tf.is_tensor(y) else y for y in tf.nest.flatten(results[0])]
+    return tf.nest.pack_sequence_as(results[0], made)

@@ -1,0 +1,82 @@
+"""Layers of Keras under TensorFlow, whose backward passes keep less."""
+
+import functools
+import threading
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend import in_symbolic_scope
+from keras.src.backend.common import global_state  # the running call has no public access
+
+from deepseek_hpf.storage import max_pool_tensorflow
+from deepseek_hpf.storage.packed_gradient_tensorflow import differentiated
+from deepseek_hpf.storage.stored_call import Call, Settings
+
+# Whose results tell of each value no more than a bit.
+_WITH_MASKS = ("leaky_relu", "relu", "relu6")
+_running = threading.local()
+
+
+def refusal(layer: keras.Layer, storage: str) -> str | None:
+    """Why a layer keeps what it keeps.
+
+    Args:
+        layer: Any layer, built.
+        storage: Packed or exact.
+
+    Returns:
+        The reason, or None.
+    """
+    if any(isinstance(each, keras.layers.RNN) for each in layer._flatten_layers()):
+        return "it keeps what its loop has computed, in lists"
+    if storage == "sparse" and type(layer) is keras.layers.Activation:
+        name = getattr(layer.activation, "__name__", repr(layer.activation))
+        if name not in _WITH_MASKS:
+            return f"what {name} keeps has no exact form of fewer bytes"
+    return None
+
+
+def wrap(layer: keras.Layer, call: Call, settings: Settings) -> Call:
+    """The call of a layer, what it keeps for its backward pass being packed.
+
+    Args:
+        layer: The layer.
+        call: Its present `call`.
+        settings: How.
+
+    Returns:
+        The wrapper. Layers that it calls may have wrappers of their own, for which it counts.
+    """
+    compute = _in_graph(layer, call, settings)
+    eagerly = tf.function(_in_graph(layer, call, settings, owns_arguments=True), autograph=False)
+
+    @functools.wraps(call)
+    def saving_call(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_running, "call", False) or _is_inference(kwargs) or in_symbolic_scope():
+            return call(*args, **kwargs)
+        _running.call = True
+        try:
+            return (eagerly if tf.executing_eagerly() else compute)(*args, **kwargs)
+        finally:
+            _running.call = False
+
+    return saving_call
+
+
+def _in_graph(
+    layer: keras.Layer, call: Call, settings: Settings, owns_arguments: bool = False
+) -> Call:
+    if type(layer) in max_pool_tensorflow.CLASSES:
+        return max_pool_tensorflow.wrap(layer, call, is_exact=settings.storage == "sparse")
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        return differentiated(call, args, kwargs, settings, owns_arguments)
+
+    return compute
+
+
+def _is_inference(kwargs: dict[str, Any]) -> bool:
+    running = global_state.get_global_attribute("current_call_ctx")
+    said = kwargs.get("training")
+    return (running and running.get_value("training") if said is None else said) is False
