@@ -4,10 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
+
 from deepseek_hpf.storage.derivative_jax import Derivative, is_literal
+from deepseek_hpf.storage.ordering_jax import after, before
+from deepseek_hpf.storage.packed_once_jax import PackedOnce
 from deepseek_hpf.storage.packed_values_jax import Form, Whole, bytes_of, form_of
 from deepseek_hpf.storage.stored_call import Settings
 
+STATISTICS = 64  # times smaller than the largest value is what is kept exactly
 # Operations that cost less than the memory of their results.
 _CHEAP = frozenset(
     ["abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "convert_element_type",
@@ -17,6 +22,10 @@ _CHEAP = frozenset(
      "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square", "squeeze", "stop_gradient",
      "sub", "tan", "tanh", "transpose", "xor"]
 )  # fmt: skip
+# What a weight passes through on its way to the operation that keeps it.
+_VIEWS = frozenset(
+    ["broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"]
+)
 # What decides by comparing values, which rounded ones would have it do otherwise.
 _COMPARING = frozenset({"reduce_window_max", "reduce_window_min", "select_and_gather_add"})
 
@@ -41,28 +50,53 @@ class KeptValues:
         """Bytes kept, what others keep anyway left out."""
         return sum(form.kept_bytes(var.aval) for var, form in self.forms.items())
 
-    def pack(self, values: Sequence[Any]) -> list[Any]:
-        """Packs what is kept.
+    def pack(
+        self, outputs: list[Any], values: Sequence[Any], once: PackedOnce
+    ) -> tuple[list[Any], list[Any]]:
+        """Packs what is kept, before anybody uses the outputs.
 
         Args:
+            outputs: What the forward pass returns.
             values: The values of `variables`.
+            once: What has been packed already.
 
         Returns:
-            The packed values.
+            The outputs, and the packed values.
         """
-        return [form.pack(value) for form, value in zip(self.forms.values(), values, strict=True)]
+        pairs = self._with_forms(values)
+        packed = [v if isinstance(f, Whole) else once.find(v, f) for v, f in pairs]
+        missing = [pairs[place] for place, found in enumerate(packed) if found is None]
+        forms = [form for _, form in missing]
 
-    def restore(self, packed: Sequence[Any]) -> list[Any]:
-        """Unpacks what is kept.
+        def pack_missing(*values: Any) -> list[Any]:
+            return [form.pack(value) for form, value in zip(forms, values, strict=True)]
+
+        held, fresh = before(outputs, pack_missing, *(value for value, _ in missing))
+        # What comes next sees the outputs that were held back, not those that were packed.
+        seen_as = {id(output): later for output, later in zip(outputs, held, strict=True)}
+        for (value, form), new in zip(missing, fresh, strict=True):
+            once.note(value, form, new)
+            once.note(seen_as.get(id(value), value), form, new)
+        following = iter(fresh)
+        return held, [next(following) if found is None else found for found in packed]
+
+    def restore(self, packed: Sequence[Any], gradients: Any) -> list[Any]:
+        """Unpacks what is kept, as soon as gradients are there and not before.
 
         Args:
             packed: What `pack` has returned.
+            gradients: Arrays.
 
         Returns:
             The values of `variables`.
         """
-        pairs = zip(self.forms.items(), packed, strict=True)
+        held = iter(after(gradients, [v for v, f in self._with_forms(packed) if f.held]))
+        values = [next(held) if form.held else value for value, form in self._with_forms(packed)]
+        pairs = zip(self.forms.items(), values, strict=True)
         return [form.restore(value, var.aval) for (var, form), value in pairs]
+
+    def _with_forms(self, values: Sequence[Any]) -> list[tuple[Any, Form]]:
+        return list(zip(values, self.forms.values(), strict=True))
 
 
 def kept_values(found: Derivative, variables: Sequence[bool], settings: Settings) -> KeptValues:
@@ -77,9 +111,21 @@ def kept_values(found: Derivative, variables: Sequence[bool], settings: Settings
         settings: How.
 
     Returns:
-        The decision.
+        The decision. To recompute all, what goes in is kept.
     """
+    if settings.storage == "recompute":
+        return KeptValues(_all_that_goes_in(found, variables))
     return _Choice(found, variables, settings).made()
+
+
+def _all_that_goes_in(found: Derivative, variables: Sequence[bool]) -> dict[Any, Form]:
+    jaxpr = found.jaxpr
+    forms = {var: Whole(held=True) for var in (*jaxpr.constvars, *jaxpr.invars)}
+    for var, own in zip(jaxpr.invars, variables, strict=False):
+        # A seed is held as well, or what has been drawn by it would be kept.
+        if own and jnp.issubdtype(var.aval.dtype, jnp.floating):
+            forms[var] = Whole(free=True)
+    return forms
 
 
 class _Choice:
@@ -90,6 +136,9 @@ class _Choice:
         captured = zip(found.jaxpr.invars, variables, strict=False)
         self._free = {*found.jaxpr.constvars, *(var for var, own in captured if own)}
         self._compared: set[Any] = set()
+        largest = max((bytes_of(atom.aval) for atom in self._needed), default=0)
+        # What is a statistic next to the values, one for each row of them, stays exact.
+        self._smallest = max(settings.smallest, largest // STATISTICS)
         self._origins = {var: frozenset({var}) for var in (*self._free, *found.jaxpr.invars)}
         for equation in found.jaxpr.eqns:
             self._note(equation)
@@ -108,18 +157,19 @@ class _Choice:
 
     def _note(self, equation: Any) -> None:
         inputs = [atom for atom in equation.invars if not is_literal(atom)]
-        if inputs and self._free.issuperset(inputs) and not equation.effects:
+        name = equation.primitive.name
+        if name in _VIEWS and inputs and self._free.issuperset(inputs):
             self._free.update(equation.outvars)
-        elif equation.primitive.name in _COMPARING:
+        elif name in _COMPARING:
             self._compared.update(inputs[:1])
         origins = _union(self._origins[atom] for atom in inputs)
-        cheap = equation.primitive.name in _CHEAP and not self._free.issuperset(equation.outvars)
+        cheap = name in _CHEAP and not self._free.issuperset(equation.outvars)
         for var in equation.outvars:
             made_again = cheap and self._is_worth_making(var, origins)
             self._origins[var] = origins if made_again else frozenset({var})
 
     def _is_worth_making(self, var: Any, origins: frozenset[Any]) -> bool:
-        if bytes_of(var.aval) < self._settings.smallest:
+        if bytes_of(var.aval) < self._smallest:
             return False
         if not self._form(var).exact:
             return True
@@ -130,7 +180,7 @@ class _Choice:
         if var in self._free or var in self._compared:
             return Whole(free=var in self._free)
         settings = self._settings
-        return form_of(var.aval, settings.storage, settings.seed, settings.smallest)
+        return form_of(var.aval, settings.storage, settings.seed, self._smallest)
 
     def _cost(self, variables: Iterable[Any]) -> float:
         return sum(self._form(var).kept_bytes(var.aval) for var in variables)

@@ -26,36 +26,9 @@ def before(outputs: Any, function: Callable[..., Any], *arguments: Any) -> tuple
     """
     if _heeds_barriers():
         return jax.lax.optimization_barrier((outputs, function(*arguments)))
-    result, done = _as_one(function, arguments, arguments)
-    return jax.tree.map(lambda x: jnp.where(done, x, jnp.zeros_like(x)), outputs), result
-
-
-def after(inputs: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Has something computed only when some arrays are there.
-
-    Args:
-        inputs: Arrays.
-        function: What is to be computed.
-        arguments: Of what.
-
-    Returns:
-        The result of the function.
-    """
-    if _heeds_barriers():
-        arguments, _ = jax.lax.optimization_barrier((arguments, inputs))
-        return function(*arguments)
-    return _as_one(function, arguments, (inputs, arguments))[0]
-
-
-def _heeds_barriers() -> bool:
-    return jax.default_backend() != "cpu"
-
-
-def _as_one(function: Callable[..., Any], arguments: Any, there: Any) -> tuple[Any, Any]:
-    """The result of a function, computed when `there` is, and a truth known only then."""
-    expected = jax.eval_shape(function, *arguments)
     if not jax.tree.leaves(arguments):
-        return function(*arguments), jnp.bool_(True)
+        return outputs, function(*arguments)
+    expected = jax.eval_shape(function, *arguments)
 
     def compute(*arguments: Any) -> tuple[Any, Any]:
         return function(*arguments), jnp.bool_(True)
@@ -64,7 +37,29 @@ def _as_one(function: Callable[..., Any], arguments: Any, there: Any) -> tuple[A
         zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), expected)
         return zeros, jnp.bool_(False)
 
-    return jax.lax.cond(_truth_about(there), compute, never, *arguments)
+    result, done = jax.lax.cond(_truth_about(arguments), compute, never, *arguments)
+    return jax.tree.map(lambda x: jnp.where(done, x, jnp.zeros_like(x)), outputs), result
+
+
+def after(inputs: Any, values: Any) -> Any:
+    """Has nothing be computed of some values before some arrays are there.
+
+    Args:
+        inputs: The arrays.
+        values: The values, nested.
+
+    Returns:
+        The values. They are not known to be those that were given: what has been computed of these
+        before is not taken in place of what is computed of them now.
+    """
+    if _heeds_barriers():
+        return jax.lax.optimization_barrier((values, inputs))[0]
+    there = _truth_about(inputs)
+    return jax.tree.map(lambda x: jnp.where(there, x, jnp.zeros_like(x)), values)
+
+
+def _heeds_barriers() -> bool:
+    return jax.default_backend() != "cpu"
 
 
 def _truth_about(values: Any) -> Any:

@@ -16,6 +16,7 @@ class Form(Protocol):
     """How a value of one shape and dtype is kept."""
 
     exact: bool
+    held: bool
 
     def kept_bytes(self, aval: Any) -> float:
         """Bytes in memory."""
@@ -33,9 +34,11 @@ class Whole:
 
     Args:
         free: Whether it is kept by others anyway, as a parameter is.
+        held: Whether what is computed of it in the backward pass must not be computed before.
     """
 
     free: bool = False
+    held: bool = False
     exact = True
 
     def kept_bytes(self, aval: Any) -> float:
@@ -56,6 +59,7 @@ class Bits:
     """Booleans, eight in a byte."""
 
     exact = True
+    held = True
 
     def kept_bytes(self, aval: Any) -> float:
         """Bytes in memory."""
@@ -80,6 +84,7 @@ class Codes:
 
     quantiser: GroupQuantiser
     exact = False
+    held = True
 
     def kept_bytes(self, aval: Any) -> float:
         """Bytes in memory."""

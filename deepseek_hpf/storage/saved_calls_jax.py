@@ -1,6 +1,9 @@
 """Layers of Keras under JAX, whose backward passes keep less."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,9 +13,12 @@ from keras.src.backend.common import global_state  # the running call has no pub
 
 from deepseek_hpf.storage.derivative_jax import derivative
 from deepseek_hpf.storage.kept_values_jax import kept_values
-from deepseek_hpf.storage.ordering_jax import after, before
+from deepseek_hpf.storage.packed_once_jax import PackedOnce
 from deepseek_hpf.storage.pure_call_jax import PureCall, pure_call
 from deepseek_hpf.storage.stored_call import Call, Settings
+
+# Whether a layer of Keras is being traced: what its own layers keep counts for it.
+_within_keras = contextvars.ContextVar("within_keras", default=False)
 
 
 def refusal(layer: keras.Layer, storage: str) -> str | None:
@@ -37,19 +43,30 @@ def wrap(layer: keras.Layer, call: Call, settings: Settings) -> Call:
         settings: How.
 
     Returns:
-        The wrapper. Layers that it calls may have wrappers of their own, which count for them.
+        The wrapper. Within a layer of Keras the wrappers of its own layers have nothing to do; what
+        a layer of somebody else's calls is packed by itself.
     """
 
     @functools.wraps(call)
     def saving_call(*args: Any, **kwargs: Any) -> Any:
-        if _is_inference(kwargs) or in_symbolic_scope():
+        if _is_inference(kwargs) or in_symbolic_scope() or _within_keras.get():
             return call(*args, **kwargs)
-        pure = pure_call(layer, call, args, kwargs)
+        with _inside(layer):
+            pure = pure_call(layer, call, args, kwargs)
         if pure is None:
             return call(*args, **kwargs)
         return pure.finish(_packing(pure, settings)(pure.captured, pure.arrays))
 
     return saving_call
+
+
+@contextlib.contextmanager
+def _inside(layer: keras.Layer) -> Iterator[None]:
+    token = _within_keras.set(type(layer).__module__.startswith("keras."))
+    try:
+        yield
+    finally:
+        _within_keras.reset(token)
 
 
 def _is_inference(kwargs: dict[str, Any]) -> bool:
@@ -67,13 +84,11 @@ def _packing(pure: PureCall, settings: Settings) -> Any:
 
     def forward(captured: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         outputs, values = compute_all([*captured, *arrays])
-        outputs, packed = before(outputs, kept.pack, values)
-        return outputs, packed
+        return kept.pack(outputs, values, PackedOnce(settings.known))
 
     def backward(packed: list[Any], gradients: list[Any]) -> tuple[list[Any], list[Any]]:
-        known = [g for g in gradients if g.dtype != jax.dtypes.float0]
-        values = after(known, lambda packed: remake(*kept.restore(packed)), packed)
-        moved = found.backward(values, gradients)
+        floats = [gradient for gradient in gradients if gradient.dtype != jax.dtypes.float0]
+        moved = found.backward(remake(*kept.restore(packed, floats)), gradients)
         return moved[: len(pure.captured)], moved[len(pure.captured) :]
 
     @jax.custom_vjp
