@@ -120,7 +120,7 @@ def kept_values(found: Derivative, variables: Sequence[bool], settings: Settings
 
 def _all_that_goes_in(found: Derivative, variables: Sequence[bool]) -> dict[Any, Form]:
     jaxpr = found.jaxpr
-    forms = {var: Whole(held=True) for var in (*jaxpr.constvars, *jaxpr.invars)}
+    forms: dict[Any, Form] = {var: Whole(held=True) for var in (*jaxpr.constvars, *jaxpr.invars)}
     for var, own in zip(jaxpr.invars, variables, strict=False):
         # A seed is held as well, or what has been drawn by it would be kept.
         if own and jnp.issubdtype(var.aval.dtype, jnp.floating):

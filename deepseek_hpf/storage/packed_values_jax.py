@@ -15,8 +15,13 @@ WORTH = 0.9  # of its bytes, that a value may take at most to be packed
 class Form(Protocol):
     """How a value of one shape and dtype is kept."""
 
-    exact: bool
-    held: bool
+    @property
+    def exact(self) -> bool:
+        """Whether the value comes back as it was."""
+
+    @property
+    def held(self) -> bool:
+        """Whether what is computed of it in the backward pass must not be computed before."""
 
     def kept_bytes(self, aval: Any) -> float:
         """Bytes in memory."""
