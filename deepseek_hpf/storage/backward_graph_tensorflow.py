@@ -26,10 +26,10 @@ class Kept:
 class BackwardGraph:
     """The gradient operations of a computation, in two parts.
 
-    What does not depend on the incoming gradient, TensorFlow's runtime computes as soon as it can,
-    which is in the forward pass: the derivative of a GELU is then kept, not its input. That part
-    becomes a part of the forward graph, where it is seen what it was computed from. The other part
-    is put where the gradients are wanted, with whatever values for the tensors that it needs.
+    What neither takes nor waits for the incoming gradient, TensorFlow's runtime computes as soon as
+    it can, which is in the forward pass. That part becomes a part of the forward graph, where it is
+    seen what it is computed from. The other part is put where the gradients are wanted, with
+    whatever values for the tensors that it needs.
 
     Args:
         tape: Persistent, has watched the computation.
@@ -141,36 +141,43 @@ def imported(
     Returns:
         The tensors.
     """
+    chosen = list(operations)
+    used = {t.name for op in chosen for t in op.inputs}
+    given = {name: _here(value) for name, value in values.items() if name in used}
+    given.update(_control_inputs(chosen, values))
     definition = tf.compat.v1.GraphDef()
     if library is not None:
         definition.library.CopyFrom(library)
-    used: set[str] = set()
-    chosen = list(operations)
+    inside = {op.name for op in chosen}
     for op in chosen:
         node = definition.node.add()
         node.CopyFrom(op.node_def)
-        plain = [name for name in node.input if not name.startswith("^")]
         del node.input[:]
-        node.input.extend(plain)
-        node.attr.pop("_class", None)
-        used.update(t.name for t in op.inputs)
-    made = iter(
-        tf.graph_util.import_graph_def(
-            definition,
-            {name: _here(value) for name, value in values.items() if name in used},
-            [name for name in wanted if name not in values],
-            name="kept",
+        node.input.extend(
+            name
+            for name in op.node_def.input
+            if name[0] != "^" or name in given or name[1:] in inside
         )
-        or ()
-    )
+        node.attr.pop("_class", None)
+    new = [name for name in wanted if name not in values]
+    made = iter(tf.graph_util.import_graph_def(definition, given, new, name="kept") or ())
     return [None if name in values else next(made) for name in wanted]
 
 
+def _control_inputs(
+    operations: Iterable[tf.Operation], values: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """What to wait for, in place of operations that gave what values are given for."""
+    awaited = {before.name for op in operations for before in op.control_inputs}
+    found = {name.partition(":")[0]: value for name, value in values.items()}
+    return {f"^{name}": _here(value) for name, value in found.items() if name in awaited}
+
+
 def _dependent(operations: Iterable[tf.Operation], roots: set[tf.Operation]) -> set[tf.Operation]:
-    """The operations that take, directly or not, what the roots give; without the roots."""
+    """The operations that take, directly or not, what the roots give, or wait for it."""
     found = set(roots)
     for op in operations:
-        if any(t.op in found for t in op.inputs):
+        if any(each in found for each in (*(t.op for t in op.inputs), *op.control_inputs)):
             found.add(op)
     return found - roots
 

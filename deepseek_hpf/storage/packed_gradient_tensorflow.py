@@ -1,8 +1,10 @@
 """A computation of a TensorFlow graph that packs what its gradient needs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from keras.src import backend  # masks of tensors have no public access
 
 from deepseek_hpf.storage.backward_graph_tensorflow import BackwardGraph
 from deepseek_hpf.storage.kept_tensors_tensorflow import KeptTensors
@@ -30,7 +32,9 @@ def differentiated(
     """
     flat = tf.nest.flatten((args, kwargs))
     # Each once: a gradient by a tensor that comes in twice is by both.
-    inputs = list({id(x): x for x in flat if tf.is_tensor(x)}.values())
+    inputs = list({id(x): x for x in flat if isinstance(x, tf.Tensor)}.values())
+    if not inputs:
+        return call(*args, **kwargs)
     results: list[Any] = []
 
     @tf.custom_gradient
@@ -41,7 +45,7 @@ def differentiated(
             mine = [values.get(id(x), x) for x in flat]
             packed_args, packed_kwargs = tf.nest.pack_sequence_as((args, kwargs), mine)
             results.append(call(*packed_args, **packed_kwargs))
-        outputs = [y for y in tf.nest.flatten(results[0]) if tf.is_tensor(y)]
+        outputs = [y for y in tf.nest.flatten(results[0]) if isinstance(y, tf.Tensor)]
 
         def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
             sources = [*given, *variables]
@@ -57,5 +61,15 @@ def differentiated(
         return outputs, gradient
 
     outputs = iter(compute(*inputs))
-    made = [next(outputs) if tf.is_tensor(y) else y for y in tf.nest.flatten(results[0])]
+    made = [_in_place_of(y, outputs) for y in tf.nest.flatten(results[0])]
     return tf.nest.pack_sequence_as(results[0], made)
+
+
+def _in_place_of(y: Any, outputs: Iterator[tf.Tensor]) -> Any:
+    if not isinstance(y, tf.Tensor):
+        return y
+    output = next(outputs)
+    mask = backend.get_keras_mask(y)
+    if mask is not None:
+        backend.set_keras_mask(output, mask)
+    return output

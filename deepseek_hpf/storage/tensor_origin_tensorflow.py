@@ -30,10 +30,23 @@ def source_of(tensor: tf.Tensor, stops: Collection[int] = ()) -> tuple[tf.Tensor
     """
     passed = id(tensor) in stops
     while _is_view(tensor.op):
-        place = tensor.value_index if tensor.op.type == "IdentityN" else 0
-        tensor = tensor.op.inputs[place]
+        tensor = tensor.op.inputs[_place(tensor)]
         passed = passed or id(tensor) in stops
     return tensor, passed
+
+
+def buffer_of(tensor: tf.Tensor) -> tf.Tensor:
+    """The first tensor that has the same place in memory.
+
+    Args:
+        tensor: A tensor of a graph.
+
+    Returns:
+        The tensor, of which this one is a view.
+    """
+    while tensor.op.type in _VIEWS:
+        tensor = tensor.op.inputs[_place(tensor)]
+    return tensor
 
 
 def is_of_parameters(tensor: tf.Tensor) -> bool:
@@ -96,6 +109,10 @@ def _is_view(op: tf.Operation) -> bool:
         return op.type in _VIEWS
     given, made = op.inputs[0].dtype, op.outputs[0].dtype
     return given == made or made in _WIDER.get(given, ())
+
+
+def _place(view: tf.Tensor) -> int:
+    return view.value_index if view.op.type == "IdentityN" else 0
 
 
 def _is_random(op: tf.Operation) -> bool:

@@ -8,9 +8,9 @@ tf = pytest.importorskip("tensorflow")
 
 from deepseek_hpf.memory import compress_activations  # noqa: E402
 from deepseek_hpf.storage.tensor_origin_tensorflow import (  # noqa: E402
+    buffer_of,
     bytes_of,
     is_of_parameters,
-    source_of,
 )
 
 pytestmark = pytest.mark.backend("tensorflow")
@@ -71,9 +71,7 @@ def kept_bytes(traced):
         after = any(t.op in late for t in op.inputs) or late & set(op.control_inputs)
         if op in wanted and (is_seed or after):
             late.add(op)
-    taken = {
-        id(s): s for op in late for t in op.inputs if t.op not in late for s in [source_of(t)[0]]
-    }
+    taken = {id(s): s for op in late for t in op.inputs if t.op not in late for s in [buffer_of(t)]}
     return sum(
         bytes_of(t)
         for t in taken.values()
