@@ -17,13 +17,13 @@ from deepseek_hpf.storage.tensor_origin_tensorflow import (
 # constants, which moves a last bit.
 _EXACT = {
     *("Abs", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Neg", "Relu"),
-    *("Select", "SelectV2", "Sign", "Square", "Sub", "Transpose"),
+    *("Select", "SelectV2", "Square", "Sub", "Transpose"),
 }
-# None of them divides: where what they are computed from is a step off, so are they, up to a
-# factor.
+# None of them divides, compares or grows exponentially: where what they are computed from is a step
+# off, so are they, up to a factor.
 _CHEAP = {
     *_EXACT,
-    *("Add", "AddV2", "BiasAdd", "BroadcastTo", "Cast", "Elu", "Erf", "Erfc", "Exp", "LeakyRelu"),
+    *("Add", "AddV2", "BiasAdd", "BroadcastTo", "Cast", "Elu", "Erf", "Erfc", "LeakyRelu"),
     *("Mul", "Relu6", "Selu", "Sigmoid", "Softplus", "SquaredDifference", "Tanh"),
 }
 _FEW = 8  # times fewer values than the most: means, deviations

@@ -31,7 +31,10 @@ _COMPARED: dict[tuple[str, int], Callable[[tf.Tensor], tf.Tensor]] = {
     ("Relu6Grad", 1): lambda x: (x > 0) & (x < 6),
 }
 # These look for the places of equal values, or take what only they can read.
-_EXACT = {"MaxPoolGrad", "MaxPoolGradV2", "MaxPool3DGrad", "CudnnRNNBackprop", "CudnnRNNBackpropV3"}
+_EXACT = {
+    *("MaxPoolGrad", "MaxPoolGradV2", "MaxPool3DGrad", "CudnnRNNBackprop", "CudnnRNNBackpropV3"),
+    *("Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual"),
+}
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _TOLD = "_deepseek_hpf_kept"
 
@@ -125,7 +128,7 @@ class KeptTensors:
             elif self._is_exact(each):
                 self._forms[name] = Whole(each.tensor)
                 self._told(source)["form"] = Whole(source)
-            elif each.uses <= set(_COMPARED):
+            elif len(each.uses) == 1 and each.uses <= set(_COMPARED):
                 compared[name] = each
             else:
                 self._values[name] = each.tensor

@@ -2,12 +2,14 @@
 
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.backend import in_symbolic_scope
 from keras.src.backend.common import global_state  # the running call has no public access
+from keras.src.ops import numpy as keras_ops  # the classes of operations have none either
 
 from deepseek_hpf.storage import max_pool_tensorflow
 from deepseek_hpf.storage.packed_gradient_tensorflow import differentiated
@@ -15,6 +17,15 @@ from deepseek_hpf.storage.stored_call import Call, Settings
 
 # Whose results tell of each value no more than a bit.
 _WITH_MASKS = ("leaky_relu", "relu", "relu6")
+# Linear layers, which keep nothing else.
+_KEEP_THEIR_INPUT = (
+    *(keras.layers.Dense, keras.layers.EinsumDense),
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
+    *(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+)
+# Operations that are no layers.
+_KEEPING = (keras_ops.Einsum, keras_ops.Matmul, keras_ops.Multiply, keras_ops.Square)
 _running = threading.local()
 
 
@@ -34,7 +45,21 @@ def refusal(layer: keras.Layer, storage: str) -> str | None:
         name = getattr(layer.activation, "__name__", repr(layer.activation))
         if name not in _WITH_MASKS:
             return f"what {name} keeps has no exact form of fewer bytes"
+    if type(layer) in _KEEP_THEIR_INPUT:
+        for name in _others_that_keep_the_input(layer):
+            return f"{name!r} keeps its input as it is"
     return None
+
+
+def _others_that_keep_the_input(layer: keras.Layer) -> Iterator[str]:
+    """Names of operations of a functional model that are not compressed and take what it takes."""
+    for node in layer._inbound_nodes:
+        for tensor in node.input_tensors:
+            for other in tensor._keras_history.operation._outbound_nodes:
+                operation = other.operation
+                takes = any(each is tensor for each in other.input_tensors)
+                if takes and isinstance(operation, (*_KEEPING, keras.layers.RNN)):
+                    yield operation.name
 
 
 def wrap(layer: keras.Layer, call: Call, settings: Settings) -> Call:

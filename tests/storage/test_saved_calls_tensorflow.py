@@ -291,3 +291,14 @@ def test_loops_are_refused():
     assert "loop" in refusal(layer, "int8")
     assert refusal(layers.Dense(2), "sparse") is None
     assert "gelu" in refusal(layers.Activation("gelu"), "sparse")
+
+
+@pytest.mark.parametrize("other", [layers.LSTM(4, name="other"), keras.ops.square], ids=str)
+def test_what_another_keeps_anyway_is_left(other):
+    inputs = keras.Input((5, 3))
+    x = layers.Dense(4)(inputs)
+    alone, beside = layers.Dense(2), layers.Dense(2)
+    outputs = [alone(layers.ReLU()(x)), beside(x), other(x)]
+    keras.Model(inputs, outputs)
+    assert refusal(alone, "int8") is None
+    assert "keeps its input" in refusal(beside, "int8")
