@@ -92,7 +92,7 @@ def estimate(
 @contextlib.contextmanager
 def _under(model: keras.Model, policy: Any) -> Iterator[str]:
     """The model as it would train; afterwards as it was."""
-    with random_states_kept(), attributes_kept(model), standing_in(model):
+    with random_states_kept(), _marks_kept(model), attributes_kept(model), standing_in(model):
         if policy is None:
             yield model.dtype_policy.name
             return
@@ -103,6 +103,17 @@ def _under(model: keras.Model, policy: Any) -> Iterator[str]:
             yield as_policy(policy).name
         finally:
             Applied.to(model).revert()
+
+
+@contextlib.contextmanager
+def _marks_kept(model: keras.Model) -> Iterator[None]:
+    """A call leaves a mark on the layer."""
+    before = [(layer, layer._called) for layer in model._flatten_layers()]
+    try:
+        yield
+    finally:
+        for layer, mark in before:
+            layer._called = mark
 
 
 def _traced(model: keras.Model, shapes: Any) -> TracedStep:

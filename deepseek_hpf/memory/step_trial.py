@@ -1,5 +1,6 @@
 """Training steps of one model in this process, with growing batches: their time and their peak."""
 
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from deepseek_hpf.adapters.apply import apply_policy
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.memory.meter import Meter, meter
 from deepseek_hpf.memory.model_source import ModelSource
-from deepseek_hpf.memory.process_memory import forget_peak, peak_memory
+from deepseek_hpf.memory.process_memory import forget_peak, peak_memory, resident_memory
 from deepseek_hpf.memory.rows import rows_of, sample_of
 from deepseek_hpf.policy import MixedPrecisionPolicy
 from deepseek_hpf.tuning.training_step import training_step
@@ -47,12 +48,14 @@ class StepTrial:
         peak: Most bytes in a step, model and optimizer included, the framework itself not; None
             where the system does not tell.
         first_peak: The same with the first step, in which it was traced and compiled.
+        between: What of the peak is there between two steps too.
     """
 
     rows: int
     seconds: float
     peak: int | None
     first_peak: int | None
+    between: int | None
 
 
 def made_ready(job: TrialJob) -> keras.Model:
@@ -118,19 +121,21 @@ class StepTrials:
         step = training_step(self.model, batch)
         del batch
         step()
-        first = self._peak()
+        first = self._beyond(peak_memory())
         forget_peak()
+        between = self._beyond(resident_memory(os.getpid()))
         seconds = [_seconds(step)]
         while len(seconds) < _STEPS and sum(seconds) < _SECONDS:
             seconds.append(_seconds(step))
-        peak = self._peak()
+        peak = self._beyond(peak_memory())
         if not self.on_cpu:
             peak = first = self._meter.peak(self.model, rows_of(self._sample, rows), step)
-        return StepTrial(rows, statistics.median(seconds), peak, first)
+            between = None
+        return StepTrial(rows, statistics.median(seconds), peak, first, between)
 
-    def _peak(self) -> int | None:
-        peak = peak_memory()
-        return None if peak is None else max(peak - self.before, 0)
+    def _beyond(self, has: int | None) -> int | None:
+        """Bytes beyond what the process had without the model."""
+        return None if has is None else max(has - self.before, 0)
 
 
 def _warm_up() -> None:
