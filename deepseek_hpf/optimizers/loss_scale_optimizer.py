@@ -15,6 +15,7 @@ from deepseek_hpf.optimizers.arguments import (
 )
 from deepseek_hpf.optimizers.gradient_watch import NoWatch
 from deepseek_hpf.optimizers.kept_run import KeepsRun
+from deepseek_hpf.optimizers.masters.composed_variable import built_with
 from deepseek_hpf.optimizers.masters.forms import NoMasters, exclude_alike, form_of
 from deepseek_hpf.optimizers.masters.master import Master
 from deepseek_hpf.optimizers.saved_state import SavesState
@@ -210,7 +211,8 @@ class LossScaleOptimizer(
         targets = [self.target(variable) for variable in variables]
         exclude_alike(self.inner_optimizer, masters)
         if not self.inner_optimizer.built:
-            self.inner_optimizer.build(targets)
+            with built_with(self.inner_optimizer, targets):
+                self.inner_optimizer.build(targets)
 
     def _own_variable(self, name: str, dtype: str, value: float = 0.0) -> keras.Variable:
         initializer = keras.initializers.Constant(value)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from deepseek_hpf.optimizers import clipping
+from deepseek_hpf.optimizers.adam_8bit import Adam8bit
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 
 RANDOM = np.random.default_rng(0)
@@ -39,7 +40,21 @@ CASES = {
         ),
         "bfloat16",
     ),
+    "split": (
+        lambda: LossScaleOptimizer(
+            keras.optimizers.AdamW(0.01, weight_decay=0.1), master_weights="split"
+        ),
+        "bfloat16",
+    ),
+    "stochastic": (
+        lambda: LossScaleOptimizer(
+            Adam8bit(0.01, min_8bit_size=1, block_size=8), master_weights="stochastic"
+        ),
+        "bfloat16",
+    ),
 }
+# What rounds otherwise updates otherwise.
+UNWATCHED = ("averaged", "stochastic")
 
 
 def run(case, strategy):
@@ -49,7 +64,7 @@ def run(case, strategy):
         layers = [keras.Input((4,)), keras.layers.Dense(3, dtype=dtype), keras.layers.Dense(1)]
         model = keras.Sequential(layers)
         model.compile(make(), "mse", jit_compile=False)
-        if case != "averaged":
+        if case not in UNWATCHED:
             model.optimizer.watch_gradients(3, 1)
         model.fit(BAD, Y, batch_size=16, verbose=0, shuffle=False)
     optimizer = model.optimizer

@@ -21,7 +21,7 @@ CASES = [(dtype, form, row) for dtype, forms, row in ROWS for form in FORMS[form
 
 def taken(variables_):
     sizes = {"int8": 1, "uint8": 1, "int16": 2, "bfloat16": 2, "float16": 2}
-    dtypes = [(v, keras.backend.standardize_dtype(v.dtype)) for v in variables_ if v.shape]
+    dtypes = [(v, keras.backend.standardize_dtype(v.dtype)) for v in variables_ if len(v.shape)]
     return sum(int(np.prod(v.shape)) * sizes.get(dtype, 4) for v, dtype in dtypes)
 
 

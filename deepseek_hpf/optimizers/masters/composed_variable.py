@@ -1,12 +1,16 @@
 """A float32 variable that has no memory of its own: it is made of others when it is read."""
 
+import contextlib
 import importlib
 import threading
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
+
+from deepseek_hpf.optimizers.replacement import replaced
 
 Tensor = Any
 
@@ -37,6 +41,8 @@ class ComposedVariable(keras.Variable):
             layout=getattr(variable, "_layout", None),
             name=name,
         )
+        # Names of slots are made of it, and are to be the same wherever the optimizer is built.
+        self._path = name
         self.constraint = variable.constraint
 
     @abstractmethod
@@ -115,6 +121,21 @@ class ComposedVariable(keras.Variable):
 
     def _deferred_initialize(self) -> None:
         """The same, after a scope without state."""
+
+
+def built_with(
+    inner_optimizer: keras.optimizers.Optimizer, targets: Sequence[keras.Variable]
+) -> contextlib.AbstractContextManager[None]:
+    """Lets an optimizer be built with composed variables: a context for its `build`.
+
+    Under a strategy for several replicas TensorFlow puts slots where a variable of its own is.
+    """
+    composed = any(isinstance(target, ComposedVariable) for target in targets)
+    if keras.backend.backend() != "tensorflow" or not composed:
+        return contextlib.nullcontext()
+    name = "add_variable_from_reference"
+    base = next(c for c in keras.Optimizer.__mro__ if c.__name__ == "BaseOptimizer")
+    return replaced(inner_optimizer, name, getattr(base, name).__get__(inner_optimizer))
 
 
 def _tensorflow() -> Any:

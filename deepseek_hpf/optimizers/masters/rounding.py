@@ -14,8 +14,10 @@ Integers also keep what floating-point units flush, the subnormal numbers, and n
 out the rounding of an integer.
 """
 
+import importlib
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -41,6 +43,9 @@ def rounded(master: Tensor, dtype: str) -> Tensor:
     """Returns the image of a float32 master in `dtype`, float16 or bfloat16."""
     if dtype != "bfloat16":
         return ops.cast(ops.convert_to_tensor(master), dtype)
+    native = _native()
+    if native:
+        return native.rounded(ops.convert_to_tensor(master))
     return _image(bits_of(master))
 
 
@@ -53,6 +58,9 @@ def parted(master: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Its image, bfloat16, and what the image leaves out, int16.
     """
+    native = _native()
+    if native:
+        return native.parted(ops.convert_to_tensor(master))
     bits = bits_of(master)
     return _image(bits), ops.cast(bits, "int16")
 
@@ -67,6 +75,9 @@ def joined(image: Tensor, low: Tensor) -> Tensor:
     Returns:
         The float32 master.
     """
+    native = _native()
+    if native:
+        return native.joined(ops.convert_to_tensor(image), ops.convert_to_tensor(low))
     upper = ops.cast(ops.view(ops.convert_to_tensor(image), "int16"), "int32")
     lower = ops.cast(ops.convert_to_tensor(low), "int32")
     magnitude = ops.bitwise_and(upper, MAGNITUDE)
@@ -125,3 +136,10 @@ def _to_float16(x: Tensor, noise: Tensor) -> Tensor:
     capped = ops.clip(value, -FLOAT16_MAX, FLOAT16_MAX)
     value = ops.where(ops.less(magnitude, FLOAT16_INFINITY_FROM), capped, x)
     return ops.cast(value, "float16")
+
+
+def _native() -> Any:
+    """The same for PyTorch, which fuses nothing; None on the other back ends."""
+    if keras.backend.backend() != "torch":
+        return None
+    return importlib.import_module("deepseek_hpf.optimizers.masters.rounding_torch")

@@ -40,7 +40,9 @@ def everything(model):
     return bits([*model.weights, *model.optimizer.variables])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["8bit", *(pytest.param(c, marks=pytest.mark.slow) for c in ("split", "stochastic"))]
+)
 def test_a_model_from_a_file_goes_on_with_the_same_bits(case, tmp_path):
     model = fit(make_model(case))
     model.save(tmp_path / "model.keras")
