@@ -34,7 +34,9 @@ def estimate(
     The model's variables and the optimizer's are counted. The peak of what a step makes and gives
     back is, under JAX, XLA's own plan of the compiled step; under PyTorch that of the step run on
     fake tensors; under TensorFlow that of the traced graph. The last two do not see what a kernel
-    needs inside. The framework itself, some hundred megabytes, is not counted.
+    needs inside. The framework itself, some hundred megabytes, is not counted. Activations that
+    `compress_activations` packs are counted as the traced step has them; under PyTorch, where what
+    is packed depends on its values, such a model is refused.
 
     The model is afterwards what it was, bit by bit. An optimizer that is not built is stood in for
     meanwhile by one that is, which takes the memory of its slots.
@@ -119,6 +121,8 @@ def _marks_kept(model: keras.Model) -> Iterator[None]:
 def _traced(model: keras.Model, shapes: Any) -> TracedStep:
     try:
         return trace(model, shapes)
+    except ConfigError:
+        raise
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         text = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.memory.batch_search import BatchSearch, doubling
 from deepseek_hpf.memory.batch_size_result import BatchTrial
 from deepseek_hpf.memory.memory_estimate import MemoryEstimate
@@ -66,7 +67,7 @@ class PolicyTrials:
             self._estimate(first)
             if objective == "fits":
                 search = BatchSearch(self._attempt, self._limit, ceiling, first)
-                search.run(self._line.rows(self._limit))
+                search.run(max(self._line.rows(self._limit), first))
             else:
                 self._run_doubling(first, ceiling)
         self.trials.sort(key=lambda each: each.batch_size)
@@ -123,7 +124,9 @@ class PolicyTrials:
         self._progress(f"{self._policy}: estimate")
         try:
             self._line = _Line.through(self._started(0).ask("estimate", rows))
-        except DoesNotFitError:
+        except (DoesNotFitError, ConfigError) as error:
+            # A step may run that cannot be traced; if it does not, the trial says so.
+            self.notes.append(f"{self._policy}: no estimate, as {str(error)[:120]}")
             self._close()
 
     def _started(self, rows: int) -> TrialProcess:

@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.memory.traced_step import TracedStep
+from deepseek_hpf.storage import saved_calls_torch
 
 ORIGIN = (
     "PyTorch's eager step run on fake tensors: the sizes and lifetimes of all it would make, "
@@ -28,7 +30,18 @@ def trace(model: keras.Model, batch: Any) -> TracedStep:
 
     Returns:
         The step's figures.
+
+    Raises:
+        ConfigError: The activations of some layers are compressed.
     """
+    packing = [layer.name for layer in model._flatten_layers() if _packs(layer)]
+    if packing:
+        raise ConfigError(
+            "Expected a model that keeps its activations as they are computed: how far packing "
+            "goes depends on values, which an estimate has not. Received one whose layers pack "
+            f"them: {', '.join(packing[:3])} and so on. Take that back with `revert()`; the bytes "
+            "kept then are those before packing."
+        )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         mapping = [(variable, _fake_of(variable)) for variable in _variables(model)]
@@ -121,6 +134,11 @@ def _fake_input(value: Any) -> Any:
         return None
     dtype = keras.backend.standardize_dtype(value.dtype)
     return keras.ops.zeros(value.shape, dtype)
+
+
+def _packs(layer: keras.Layer) -> bool:
+    call = vars(layer).get("call")
+    return bool(getattr(call, "__globals__", {}).get("__name__") == saved_calls_torch.__name__)
 
 
 def _is(value: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from deepseek_hpf import PrecisionConfig, apply_policy
 from deepseek_hpf.errors import ConfigError
-from deepseek_hpf.memory import estimate
+from deepseek_hpf.memory import compress_activations, estimate
 
 RNG = np.random.default_rng()
 ROWS = 64
@@ -110,6 +110,17 @@ def test_a_model_under_a_policy_is_taken_as_it_is():
     assert estimate(model, ROWS).policy == "mixed_bfloat16"
     with pytest.raises(ConfigError, match="revert"):
         estimate(model, ROWS, "float32")
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("storage", ["int8", "sparse"])
+def test_packed_activations_are_refused(storage):
+    model = mlp()
+    report = compress_activations(model, storage)
+    with pytest.raises(ConfigError, match="depends on values"):
+        estimate(model, ROWS)
+    report.revert()
+    assert estimate(model, ROWS).kept > 0
 
 
 def test_it_prints_and_is_json(tmp_path):
