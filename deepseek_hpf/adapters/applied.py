@@ -161,6 +161,7 @@ class Applied:
             guard="a step with a non-finite gradient changes nothing but the counters",
             jit_compile=jit_line,
             kernels=calls.kernels,
+            activations=calls.activations,
             operations=calls.operations,
             warnings=[*self._warnings(found, policy.config), *calls.warnings],
             changed=changed,
@@ -189,6 +190,7 @@ class Applied:
         report.plan = found.plan
         report.is_complete = found.is_built
         report.kernels[:] = calls.kernels
+        report.activations[:] = calls.activations
         report.operations[:] = calls.operations
         report.warnings[:] = [*self._warnings(found, policy.config), *calls.warnings]
         self._warn(report.warnings)

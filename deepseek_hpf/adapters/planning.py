@@ -12,7 +12,6 @@ from deepseek_hpf.adapters.layer_dtype import is_low, reason_to_leave, truthful_
 from deepseek_hpf.adapters.report import OverrideRow
 from deepseek_hpf.adapters.saved import is_saved
 from deepseek_hpf.adapters.walk import WalkedLayer, rule_nodes, walk
-from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.plan import LayerPlan, PrecisionPlan
 from deepseek_hpf.policy import MixedPrecisionPolicy
 from deepseek_hpf.scheduling.rules import RuleField, RuleResolution, resolve_rules
@@ -258,21 +257,6 @@ def compute_dtypes(decisions: list[Decision], model_policy: str | None) -> set[s
     names = {d.row.after for d in decisions if reason_to_leave(d.layer) is None}
     left = {d.layer.compute_dtype for d in decisions if reason_to_leave(d.layer) is not None}
     return left | {_compute_dtype(n) for n in names | ({model_policy} if model_policy else set())}
-
-
-def unhonoured(config: PrecisionConfig) -> list[str]:
-    """Keys that a configuration sets and that this version does nothing about.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        Names of keys.
-    """
-    keys = []
-    for index, rule in enumerate(config.rules):
-        keys += [f"rules[{index}].activations"] if rule.activations else []
-    return keys
 
 
 def _layer_plan(decision: Decision, resolution: RuleResolution) -> LayerPlan:

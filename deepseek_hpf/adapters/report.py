@@ -31,6 +31,8 @@ class OverrideRow:
         backward: `"float32"` where the gradients are computed so although the layer computes in 16
             bits; None where they are computed as the layer is.
         backward_refusal: Why they are not, although a rule wants it.
+        activations: How it keeps what its backward pass needs, where a rule says so and it can.
+        activations_refusal: Why it cannot.
     """
 
     path: str
@@ -45,6 +47,8 @@ class OverrideRow:
     kernel_refusal: str | None = None
     backward: str | None = None
     backward_refusal: str | None = None
+    activations: str | None = None
+    activations_refusal: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -85,6 +89,8 @@ class OverrideReport:
         jit_compile: One line; empty where the model's own setting is left.
         kernels: One line for each kind of fused kernel, and for each reason to do without; the same
             of kernels with float32 gradients.
+        activations: One line for each way of keeping activations in fewer bytes, and for each
+            reason not to.
         operations: One line for each operation, not being a layer, that computes in float32.
         warnings: What the user should know; also given as one Python warning.
         changed: Whether anything is other than before the call.
@@ -110,6 +116,7 @@ class OverrideReport:
     guard: str = ""
     jit_compile: str = ""
     kernels: list[str] = field(default_factory=list)
+    activations: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     changed: bool = False
@@ -152,6 +159,7 @@ class OverrideReport:
             ("guard", self.guard),
             ("jit_compile", self.jit_compile),
             *(("kernels", line) for line in self.kernels),
+            *(("activations", line) for line in self.activations),
             *(("operation", line) for line in self.operations),
             *(("warning", line) for line in self.warnings),
         ]

@@ -1,6 +1,6 @@
 """The sentences of a report that are about the whole configuration: warnings."""
 
-from deepseek_hpf.adapters.planning import Draft, unhonoured
+from deepseek_hpf.adapters.planning import Draft
 from deepseek_hpf.adapters.walk import WalkedLayer
 from deepseek_hpf.config import PrecisionConfig, PrecisionRule
 
@@ -27,9 +27,6 @@ def warnings_for(found: Draft, config: PrecisionConfig, *, dynamic: bool = False
     harmed = [f"{d.row.path} (rules[{d.row.rule}])" for d in found.decisions if d.harmed]
     if harmed:
         said.append(f"Rules keep critical layers in low precision: {_listed(harmed)}.")
-    keys = unhonoured(config)
-    if keys:
-        said.append(f"This version does nothing yet about {_listed(keys)}.")
     if config.dynamic is not None and not dynamic:
         said.append(
             '"dynamic" is followed by `callbacks.DynamicPrecision(policy)` alone: train with that '

@@ -1,10 +1,11 @@
-"""The wrappers around calls that are in place on one model: casts, and fused kernels."""
+"""The wrappers around calls that are in place on one model: casts, fused kernels, storage."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from deepseek_hpf.adapters.activation_storage import choose_storage, storage_lines, with_storage
 from deepseek_hpf.adapters.backward_choice import (
     backward_lines,
     backward_warnings,
@@ -32,6 +33,7 @@ class CallsSet:
     Args:
         found: The decisions, kernels among them.
         kernels: The report's lines on kernels.
+        activations: The report's lines on what keeps its activations in fewer bytes.
         operations: The report's lines on operations that are no layers.
         warnings: What the user should know.
         changed: Whether any call is another one than before.
@@ -39,6 +41,7 @@ class CallsSet:
 
     found: Draft
     kernels: list[str]
+    activations: list[str]
     operations: list[str]
     warnings: list[str]
     changed: bool
@@ -77,9 +80,13 @@ class WrappedCalls:
         choices = choose_kernels(found, config, self._has_own_call)
         kernels = [choice.hook for choice in choices if choice.hook is not None]
         kernels += [choice.hook for choice in installed(backward)]
+        storage = choose_storage(found, self._has_own_call)
+        storing = [choice.hook for choice in storage if choice.hook is not None]
         return CallsSet(
-            changed=self._put(with_kernels(casts, kernels), log),
-            found=settled(found, choices),
+            # Around the kernels: what these keep is packed as well.
+            changed=self._put(with_kernels(storing, with_kernels(casts, kernels)), log),
+            found=with_storage(settled(found, choices), storage),
+            activations=storage_lines(storage),
             kernels=[*kernel_lines(choices, config), *backward_lines(backward)],
             operations=[hook.line for hook in casts if hook.line],
             warnings=[*kernel_warnings(choices), *backward_warnings(backward)],

@@ -4,16 +4,16 @@ from typing import Literal, get_args
 
 import keras
 
+from deepseek_hpf.adapters.activation_storage import StorageChooser, keeps_less
 from deepseek_hpf.adapters.compiled import forget_compiled_functions
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.adapters.walk import WalkedLayer, walk
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
 from deepseek_hpf.memory.compression_report import CompressionReport, CompressionRow
-from deepseek_hpf.storage.stored_call import MODULES, Settings, StoredCalls, stored_calls
+from deepseek_hpf.storage.stored_call import MODULES, SMALLEST
 
-Storage = Literal["int8", "int4", "sparse"]
+Storage = Literal["int8", "int4", "sparse", "recompute"]
 
-SMALLEST = 4096  # bytes: packing less than that costs more than it brings
 _PLACE = "_deepseek_hpf_compressed"
 
 
@@ -25,14 +25,17 @@ def compress_activations(
     Results of the forward pass do not change. `"int8"` and `"int4"` quantise by groups of 256
     values with stochastic rounding, so that weight gradients of linear layers stay unbiased;
     zeros, masks and integers, infinities and NaN come back exactly. `"sparse"` is exact
-    throughout. Parameters are never packed, and tensors below `smallest` bytes neither.
+    throughout. `"recompute"` keeps what goes into a layer, and runs the layer again in the backward
+    pass, with the same random numbers and without a second update of statistics; a layer that
+    holds layers is run again as a whole. Parameters are never packed, and tensors below `smallest`
+    bytes neither.
 
     It changes `call` on the layers' instances, nothing of which enters a saved file. A tensor
     that several layers keep is packed once. It needs JAX, PyTorch or TensorFlow.
 
     Args:
         model: A built model, under JAX, PyTorch or TensorFlow.
-        storage: `"int8"`, `"int4"` or `"sparse"`.
+        storage: `"int8"`, `"int4"`, `"sparse"` or `"recompute"`.
         seed: Of the rounding. The same activations are always rounded in the same way.
         smallest: Bytes of the smallest tensor that is packed. Not negative.
 
@@ -47,10 +50,10 @@ def compress_activations(
     References:
         - [ActNN](https://arxiv.org/abs/2104.14129), [GACT](https://arxiv.org/abs/2206.11357)
     """
-    calls = _checked(model, storage, smallest)
-    settings = Settings(storage, seed, smallest)
+    _check(model, storage, smallest)
+    chooser = StorageChooser(seed, smallest)
     log = UndoLog()
-    rows = [_compress(walked, calls, settings, log) for walked in walk(model)]
+    rows = [_compress(walked, chooser, storage, log) for walked in walk(model)]
     log.set_on_instance(model, _PLACE, True)
     forget_compiled_functions(model)
 
@@ -63,23 +66,19 @@ def compress_activations(
 
 
 def _compress(
-    walked: WalkedLayer, calls: StoredCalls, settings: Settings, log: UndoLog
+    walked: WalkedLayer, chooser: StorageChooser, storage: str, log: UndoLog
 ) -> CompressionRow:
     layer = walked.layer
-    reason = _reason_to_leave(layer) or calls.refusal(layer, settings.storage)
+    reason = chooser.refusal(walked, storage)
+    if reason is None and keeps_less(layer):
+        reason = "a rule says how it keeps them"
     if reason is not None:
         return CompressionRow(walked.path, walked.class_name, None, reason)
-    log.set_on_instance(layer, "call", calls.wrap(layer, layer.call, settings))
-    return CompressionRow(walked.path, walked.class_name, settings.storage)
+    log.set_on_instance(layer, "call", chooser.hook(layer, storage).wrap(layer.call))
+    return CompressionRow(walked.path, walked.class_name, storage)
 
 
-def _reason_to_leave(layer: keras.Layer) -> str | None:
-    if isinstance(layer, keras.Model):
-        return "its layers are compressed one by one"
-    return None if layer.built else "it is not built"
-
-
-def _checked(model: keras.Model, storage: str, smallest: int) -> StoredCalls:
+def _check(model: keras.Model, storage: str, smallest: int) -> None:
     if not isinstance(model, keras.Model):
         raise ConfigTypeError(f"Expected a Keras model. Received: {model!r} of {type(model)}")
     if storage not in get_args(Storage):
@@ -97,10 +96,8 @@ def _checked(model: keras.Model, storage: str, smallest: int) -> StoredCalls:
             f"The activations of {model.name!r} are compressed already. Call `revert` of its "
             "report first."
         )
-    calls = stored_calls()
-    if calls is None:
+    if keras.backend.backend() not in MODULES:
         raise ConfigError(
             f"Activations are compressed under {', '.join(MODULES)}. Received: the back end "
             f"{keras.backend.backend()!r}"
         )
-    return calls

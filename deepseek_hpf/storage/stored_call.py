@@ -15,6 +15,13 @@ MODULES = {
     "tensorflow": "deepseek_hpf.storage.saved_calls_tensorflow",
     "torch": "deepseek_hpf.storage.saved_calls_torch",
 }
+# What recomputes. Under JAX it is one thing: what is kept is chosen of one trace.
+RECOMPUTING = {
+    "jax": "deepseek_hpf.storage.saved_calls_jax",
+    "tensorflow": "deepseek_hpf.storage.recomputed_calls_tensorflow",
+    "torch": "deepseek_hpf.storage.recomputed_calls_torch",
+}
+SMALLEST = 4096  # bytes: packing less than that costs more than it brings
 
 
 @dataclass(frozen=True)
@@ -22,15 +29,15 @@ class Settings:
     """How activations are kept.
 
     Args:
-        storage: `"int8"`, `"int4"` or `"sparse"`.
+        storage: `"int8"`, `"int4"`, `"sparse"` or `"recompute"`.
         seed: Of the rounding.
         smallest: Bytes of the smallest tensor that is packed.
         known: What the layers of a model have packed, so that each tensor is packed once.
     """
 
     storage: str
-    seed: int
-    smallest: int
+    seed: int = 0
+    smallest: int = SMALLEST
     known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -44,11 +51,15 @@ class StoredCalls(Protocol):
         """The call of a layer that keeps less."""
 
 
-def stored_calls() -> StoredCalls | None:
-    """What packs under the back end at hand.
+def stored_calls(storage: str) -> StoredCalls | None:
+    """What keeps less under the back end at hand.
+
+    Args:
+        storage: As of `Settings`.
 
     Returns:
         A module; None where there is none.
     """
-    name = MODULES.get(keras.backend.backend())
+    modules = RECOMPUTING if storage == "recompute" else MODULES
+    name = modules.get(keras.backend.backend())
     return None if name is None else importlib.import_module(name)

@@ -133,8 +133,7 @@ def test_one_warning_for_everything_and_only_once():
     text = str(caught[0].message)
     assert 'the nearest layer is "head"' in text
     assert "critical layers in low precision: head (rules[1])" in text
-    for key in ("rules[2].activations", "dynamic"):
-        assert key in text
+    assert "dynamic" in text
     assert "rules[1] asks for kernels; " in text
     assert "rules[2].kernel" not in text
     assert report.row("head").after == "mixed_bfloat16"
