@@ -5,9 +5,10 @@
 Bytes kept are counted where the framework shows them: under TensorFlow in the graph of the step,
 what operations that depend on no gradient make and others take (each buffer once, parameters left
 out); under JAX in the residuals of `jax.vjp`; under PyTorch by hooks on what operations save. Peaks
-are of fresh processes, whose count begins anew after the first steps, so that what compilers took
-is not in it: the most that was resident in a step, and how much more than before it. Times are of
-both models in one process, in turns; above 1, compression costs time.
+are of fresh processes, and counted anew after the first steps: the most that was resident, and how
+much more that is than before the first step. What compilers have taken and not given back, tens to
+hundreds of megabytes with compression, is in it: only batches that are large beside it tell. Times
+are of both models in one process, in turns; above 1, compression costs time.
 """
 
 import argparse
@@ -80,16 +81,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     model, x, y = make_model(given)
     refused = compressed(model, given.one)
-    kept = COUNTS[given.backend](model, x, y)
+    before = resident_memory(os.getpid())
     for _ in range(3):
         model.train_on_batch(x, y)
     forget_peak()
-    before = resident_memory(os.getpid())
     for _ in range(2):
         model.train_on_batch(x, y)
     peak = peak_memory()
     more = None if peak is None or before is None else peak - before
-    return {"kept": kept, "peak": peak, "peak_of_step": more, "refused": refused}
+    kept = COUNTS[given.backend](model, x, y)
+    return {"kept": kept, "peak": peak, "peak_of_training": more, "refused": refused}
 
 
 def time_pair(given: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def shown(storage: str, row: dict[str, Any], plain: dict[str, Any]) -> str:
     if "failure" in row:
         return f"{storage:8} failed: {row['failure']}"
     line = f"{storage:8}"
-    for key in ("kept", "peak_of_step", "peak"):
+    for key in ("kept", "peak_of_training", "peak"):
         if row[key] is None or plain.get(key) is None:
             line += f"{'not told':>20}"
         else:
@@ -230,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plain = apart(["--one", PLAIN], given)
     if not given.json:
         print(f"{given.model}, {given.policy}, {given.backend}, batches of {given.batch_size}")
-        print(f"{'':8}{'kept for backward':>20}{'more in a step':>20}{'peak':>20}   time, to plain")
+        print(
+            f"{'':8}{'kept for backward':>20}{'peak of training':>20}{'peak':>20}   time, to plain"
+        )
         print(shown(PLAIN, plain, plain), flush=True)
     for storage in given.storage:
         row = apart(["--one", storage], given)
