@@ -41,6 +41,11 @@ class DynamicPrecision(PrecisionOverrides):
     stays in its last plan, and a later `fit` with the same callback goes on from there;
     `report.revert()` takes everything back.
 
+    A model that `fit` finds unbuilt is built before its first step, so that the controller has it
+    from the first step on. One that only its first step can build (under TensorFlow, where `call`
+    does not run on symbolic inputs) runs that step under the policy and its rules; a warning in the
+    log says so.
+
     While a layer computes in float16, the host reads one scalar at each step, and so waits for it.
 
     Every decision is an event with its reason: in the log at INFO, in

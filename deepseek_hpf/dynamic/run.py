@@ -11,6 +11,7 @@ from deepseek_hpf.adapters.walk import walk
 from deepseek_hpf.config_dynamic import DynamicConfig
 from deepseek_hpf.dynamic.control import Control, MakeController
 from deepseek_hpf.dynamic.event_log import EventLog
+from deepseek_hpf.dynamic.first_build import FirstBuild
 from deepseek_hpf.dynamic.reading import MeanLoss, Reading, Stopwatch, gradient_norm
 from deepseek_hpf.dynamic.skip_watch import SkipWatch
 from deepseek_hpf.dynamic.skipped_step import told
@@ -41,6 +42,7 @@ class DynamicRun:
         self._log = EventLog(None)
         self._reading = Reading(model)
         self._skips = SkipWatch(model, self._reading)
+        self._first_build = FirstBuild(model)
         self._loss = MeanLoss()
         self._stopwatch = Stopwatch()
         self._report: OverrideReport | None = None
@@ -107,9 +109,10 @@ class DynamicRun:
         Args:
             batch: Number of that step within the epoch.
         """
-        control = self._begin()
-        if control is None:
-            return  # a model that is built by its first step has no layers to move yet
+        if self._begin() is None:
+            self._first_build.before_step()
+        if (control := self._begin()) is None:
+            return  # a model that only its first step can build has no layers to move yet
         step = self._step_at(batch)
         if step < self._looked:
             return  # of a resumed epoch: drawn and dropped

@@ -13,6 +13,8 @@ from keras import ops
 
 from deepseek_hpf.adapters.apply import apply_policy
 from deepseek_hpf.adapters.guard import install_guard
+from deepseek_hpf.callbacks import DynamicPrecision
+from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.dynamic.attribution import attribute, bad_samples
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from deepseek_hpf.policy import MixedPrecisionPolicy
@@ -354,6 +356,72 @@ def test_a_train_step_of_its_own():
     assert found(model, batch()) == ("activation", "times", "backward")
     times.gradient_bits = 10
     assert found(model, batch(), 2.0**13) == ("loss_scale", "times", "backward")
+
+
+def step_on_jax(model, state, data):
+    """A step as Keras's guide for JAX writes it, under the loss scale that the state holds."""
+    import jax
+
+    trainable, non_trainable, slots, metrics = state
+    x, y = data
+    optimizer = model.optimizer
+
+    def scaled_loss(trainable, non_trainable):
+        y_pred, after = model.stateless_call(trainable, non_trainable, x, training=True)
+        loss = ops.mean(ops.square(y_pred - y))
+        held = list(zip(optimizer.variables, slots, strict=True))
+        with keras.StatelessScope(state_mapping=held):
+            return optimizer.scale_loss(loss), (loss, after)
+
+    gradients_of = jax.value_and_grad(scaled_loss, has_aux=True)
+    (_, (loss, non_trainable)), gradients = gradients_of(trainable, non_trainable)
+    trainable, slots = optimizer.stateless_apply(slots, gradients, trainable)
+    return {"loss": loss}, (trainable, non_trainable, slots, metrics)
+
+
+class SteppingOnJax(keras.Model):
+    """A subclassed model with a step of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = dense("first", None), dense("head", "float32")
+        self.times = Times(gradient_bits=40, name="times")
+
+    def call(self, x, training=False):
+        return self.head(self.times(self.first(x)))
+
+    def train_step(self, state, data):
+        return step_on_jax(self, state, data)
+
+
+@pytest.mark.backend("jax")
+def test_a_train_step_of_its_own_on_jax():
+    model = SteppingOnJax()
+    for layer in (model.first, model.times):
+        layer.dtype_policy = keras.DTypePolicy("mixed_float16")
+    model(ops.zeros((1, 4)))
+    compiled(model)
+    assert found(model, batch()) == ("activation", "times", "backward")
+    model.times.gradient_bits = 10
+    assert found(model, batch(), 2.0**13) == ("loss_scale", "times", "backward")
+
+
+@pytest.mark.slow
+@pytest.mark.backend("jax")
+def test_a_train_step_of_its_own_on_jax_in_fit():
+    """Two plans, each traced from the model's own step: promoted, the layer overflows no more."""
+    model = SteppingOnJax()
+    model.compile(keras.optimizers.SGD(1e-12), "mse")
+    x, y = (ops.convert_to_numpy(value) for value in batch(16))
+    settings = {"policy": "mixed_float16", "dynamic": {"max_blocks": 2}}
+    callback = DynamicPrecision(PrecisionConfig.from_dict(settings))
+    history = model.fit(x, y, batch_size=4, verbose=0, callbacks=[callback])
+    overflow, *_ = events = [e for of in history.history["precision_events"] for e in of]
+    assert (overflow["step"], overflow["cause"], overflow["layer"]) == (0, "activation", "times")
+    assert "promote" in [event["kind"] for event in events]
+    assert model.times.compute_dtype == "float32"
+    assert int(ops.convert_to_numpy(model.optimizer.skipped_steps.value)) < 4
+    assert np.isfinite(history.history["loss"]).all()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from scripted import EAGER, Fresh, Spy, bits, create_model, data, fit, scripted
+from scripted import BACKEND, EAGER, Fresh, Spy, bits, create_model, data, fit, scripted
 
 import deepseek_hpf as hpf
 from deepseek_hpf.callbacks import DynamicPrecision, PrecisionOverrides
@@ -54,6 +54,7 @@ def test_without_a_switch_it_trains_as_the_static_policy(policy, options):
         if own.get("optimizer") == "accumulating":
             own["optimizer"] = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
         model = create_model(**own)
+        assert model.jit_compile == own.get("jit_compile", BACKEND == "jax")
         history = fit(model, x, y, callback, epochs=2, validation_data=(x, y))
         results.append(bits(model))
         histories.append({k: v for k, v in history.history.items() if "precision_" not in k})
@@ -128,6 +129,55 @@ def test_a_model_that_its_first_step_builds():
     assert "float32" in {dtype for _, dtype in spy.seen}
     assert history.history["precision_switches"] == [1]
     assert [(t.step, t.steps) for t in made[0].told if t.steps] == [(4, 4), (8, 4)]
+
+
+class Unbuilt(keras.Model):
+    """A subclassed model that is built by being called, maybe on values only."""
+
+    def __init__(self, spy, symbolic=True):
+        super().__init__()
+        self.hidden = keras.layers.Dense(6, name="hidden", activation="tanh")
+        self.spy, self.symbolic = spy, symbolic
+        self.mid = keras.layers.Dense(5, name="mid", activation="tanh")
+        self.head = keras.layers.Dense(1, name="head")
+
+    def call(self, x, training=False):
+        if not self.symbolic:
+            x.numpy()  # which only a tensor with a value has
+        return self.head(self.mid(self.spy(self.hidden(x), training=training)))
+
+
+FIRST_DTYPES = [(True, "float32"), pytest.param(False, "bfloat16", marks=slow)]
+
+
+@pytest.mark.parametrize(("symbolic", "first"), FIRST_DTYPES)
+def test_the_first_step_of_an_unbuilt_model_runs_under_the_rules_and_the_plan(
+    symbolic, first, caplog
+):
+    """One that cannot be built before it runs under the policy's rules, and that is said."""
+    if not symbolic and BACKEND != "tensorflow":
+        pytest.skip("Keras builds all models before the first step, or refuses them")
+    spy = Spy(name="spy")
+    model = Unbuilt(spy, symbolic)
+    model.compile("sgd", "mse", run_eagerly=not symbolic)
+    rules = [{"layers": "*mid", "policy": "float32"}]
+    phases = [{"step": 0, "policy": "float32"}, {"step": 3}]
+    values = {"controller": "schedule", "schedule": phases, "every": 4, "sample_every": 2}
+    settings = hpf.PrecisionConfig.from_dict(
+        {"policy": "mixed_bfloat16", "rules": rules, "dynamic": values}
+    )
+    seen = []
+
+    class Looking(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append((model.hidden.compute_dtype, model.mid.compute_dtype))
+
+    x, y = data(24)
+    fit(model, x, y, DynamicPrecision(settings), Looking())
+    assert next(dtype for kind, dtype in spy.seen if kind == "train") == first
+    assert [hidden for hidden, _ in seen[1:]] == ["float32"] * 2 + ["bfloat16"] * 3
+    assert {mid for _, mid in seen[1:]} == {"float32"}
+    assert ("begins with the second" in caplog.text) == (not symbolic)
 
 
 @slow
