@@ -1,6 +1,8 @@
 """A `.keras` file goes on under dynamic precision, and loads without."""
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import keras
@@ -13,6 +15,25 @@ from deepseek_hpf.callbacks import DynamicPrecision
 from deepseek_hpf.optimizers.kept_run import FILE
 
 HIGH = (2, 0)
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+from pathlib import Path
+sys.modules["deepseek_hpf"] = None
+try:
+    import deepseek_hpf
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package can be imported")
+import keras, numpy as np
+folder = Path(sys.argv[1])
+model = keras.saving.load_model(folder / "model.keras", compile=False)
+outputs = model(np.load(folder / "inputs.npy"), training=False)
+np.save(folder / "predicted.npy", keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32")))
+dtypes = {layer.name: layer.compute_dtype for layer in model.layers}
+(folder / "read.json").write_text(json.dumps(dtypes))
+"""
 
 
 def dynamic(made, moves):
@@ -61,6 +82,26 @@ def test_it_loads_without_and_weights_files_have_nothing_of_it(saved, tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     keras.saving.load_model(path).save(tmp_path / "again.keras")  # it was not trained on
     assert keras.saving.load_model(tmp_path / "again.keras").optimizer.loaded_run["switches"] >= 1
+
+
+@pytest.mark.slow
+def test_it_loads_where_the_package_cannot_be_imported(saved, tmp_path):
+    """In its precision at the end of the run, and so with the same predictions, bit for bit."""
+    model, _, _, (x, _, _), _ = saved
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "inputs.npy", x)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = json.loads((tmp_path / "read.json").read_text())
+    kept = {layer.name: layer.compute_dtype for layer in model.layers}
+    assert read == kept
+    predicted = keras.ops.convert_to_numpy(keras.ops.cast(model(x, training=False), "float32"))
+    np.testing.assert_array_equal(np.load(tmp_path / "predicted.npy"), predicted)
 
 
 def test_a_file_of_another_controller_starts_anew(saved, caplog):
