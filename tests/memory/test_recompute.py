@@ -63,6 +63,7 @@ def assert_same(found, expected):
             assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"] if ON_TORCH else ["float32"])
 def test_the_same_step_seeds_and_statistics_included(dtype):
     x, y = (RNG.normal(size=(32, n)).astype("float32") for n in (8, 1))
