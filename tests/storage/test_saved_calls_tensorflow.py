@@ -293,7 +293,9 @@ def test_loops_are_refused():
     assert "gelu" in refusal(layers.Activation("gelu"), "sparse")
 
 
-@pytest.mark.parametrize("other", [layers.LSTM(4, name="other"), keras.ops.square], ids=["an RNN", "an operation"])
+@pytest.mark.parametrize(
+    "other", [layers.LSTM(4, name="other"), keras.ops.square], ids=["an RNN", "an operation"]
+)
 def test_what_another_keeps_anyway_is_left(other):
     inputs = keras.Input((5, 3))
     x = layers.Dense(4)(inputs)
