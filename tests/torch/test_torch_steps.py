@@ -145,7 +145,11 @@ def test_a_step_with_many_evaluations_is_undone_whole(mode, spoil, line_search):
             assert context.scale == 512.0
         optimizer.step(closure_of(model, optimizer, second))
     assert all(bool(torch.isfinite(weight).all()) for weight in weights_of(model))
-    assert not torch.equal(weights_of(model)[0], before[0][0])
+    # Without a line search LBFGS may leap, by the curvature of another batch, so far that float16
+    # overflows: then this step is skipped as well.
+    leapt = context.skipped_steps == 2
+    assert torch.equal(weights_of(model)[0], before[0][0]) == leapt
+    assert not leapt or (mode == "fp16" and line_search is None)
 
 
 @pytest.mark.parametrize("mode", MODES)
