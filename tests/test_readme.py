@@ -56,6 +56,7 @@ def test_the_code_trains(global_dtype_policy, capsys):
     assert "dense" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_code_tunes(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DEEPSEEK_HPF_CACHE", str(tmp_path))
     model = create_model()

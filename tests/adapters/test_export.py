@@ -79,6 +79,7 @@ def ours_in(model):
     ]
 
 
+@pytest.mark.slow
 def test_saved_models_load_without_the_package(tmp_path, global_dtype_policy):
     with MixedPrecisionPolicy("mixed_bfloat16").scope():
         model = functional()

@@ -430,6 +430,7 @@ def test_only_what_may_be_written_is_read_before_a_step(monkeypatch):
     assert taken[:2] == [2, 2]  # one layer's statistics, and the loss tracker
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow")
 def test_nan_on_any_replica_leaves_nothing_behind_on_all():
     script = Path(__file__).with_name("guard_replicas_tensorflow.py")

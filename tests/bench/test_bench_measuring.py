@@ -193,6 +193,7 @@ def test_what_a_factory_does_wrong_is_said_and_the_policy_put_back(kind):
     assert keras.config.dtype_policy().name == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make_model",
     [
@@ -222,6 +223,7 @@ def test_a_gpt_does_not_see_what_comes():
     assert np.abs(before[0, 3:] - after[0, 3:]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow")
 def test_the_graph_rewrite_reaches_its_own_contender_only():
     script = Path(__file__).parent / "rewritten_graphs.py"

@@ -182,6 +182,7 @@ def test_unbuilt_model_is_restored_just_before_its_first_step(tmp_path, where):
     assert resumed.history.history == full.history.history
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow", "jax")
 def test_several_steps_per_execution(tmp_path, references):
     arguments = {"steps_per_execution": 2}
@@ -192,6 +193,7 @@ def test_several_steps_per_execution(tmp_path, references):
         run("arrays", [BackupAndRestore(directory)], **arguments)
 
 
+@pytest.mark.slow
 def test_optimizer_swapped_behind_the_callback(tmp_path):
     class Swap(keras.callbacks.Callback):
         """Gives the model a new optimizer when others were already told that training begins."""
@@ -210,6 +212,7 @@ def test_optimizer_swapped_behind_the_callback(tmp_path):
     assert bits(resumed) == bits(full)
 
 
+@pytest.mark.slow
 def test_accumulation_average_weights_and_masters(tmp_path, global_dtype_policy):
     keras.config.set_dtype_policy("bfloat16")
 

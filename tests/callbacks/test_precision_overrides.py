@@ -114,6 +114,7 @@ def test_a_model_that_is_unbuilt_when_fit_begins(make):
     assert float(model.optimizer.dynamic_scale) == SCALE
 
 
+@pytest.mark.slow
 def test_critical_layers_that_appear_when_the_model_is_built():
     model = Subclassed()
     model.compile("adam", "sparse_categorical_crossentropy")

@@ -39,6 +39,7 @@ SLOW = pytest.mark.slow
 MANY = () if BACKEND == "torch" else (pytest.param(True, 2, marks=SLOW), (False, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "per_execution"), [pytest.param(False, 1, marks=SLOW), (True, 1), *MANY]
 )

@@ -95,6 +95,7 @@ def test_data_come_from_the_file(here):
     assert (row.size, row.largest) == (24, 23.0)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs_are_numbered(here):
     arrays = {"x1": np.ones((4, 5)), "x0": np.ones((4, 4)), "y0": np.ones((4, 2))}
     np.savez("d.npz", **arrays, y1=np.ones((4, 1)))

@@ -16,6 +16,7 @@ def cache_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_both_runs(cache_dir, tmp_path, global_dtype_policy):
     config = tmp_path / "precision.json"
     config.write_text(

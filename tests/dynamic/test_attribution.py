@@ -251,6 +251,7 @@ def everything(model):
     return values, generators, hooks, sorted(vars(model.optimizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarded", [True, False])
 def test_nothing_changes_and_training_goes_on_alike(guarded):
     results = []
@@ -279,6 +280,7 @@ def test_nothing_changes_and_training_goes_on_alike(guarded):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_under_the_kernels_and_rules_of_a_configuration():
     inputs = keras.Input((6, 6, 3))
     x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
@@ -314,6 +316,7 @@ class Looking(keras.callbacks.Callback):
             self.causes.append(attribute(self.of, self.data, step=batch, scale=2.0**24).cause)
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_fit():
     rows = np.random.default_rng().normal(size=(12, 4)).astype("float32")
     results = []

@@ -101,6 +101,7 @@ def test_evaluation_and_prediction_follow():
         assert {dtype for _, dtype in spy.seen} <= {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow", "jax")
 def test_several_steps_an_execution():
     made, spy = [], Spy(name="spy")
@@ -114,6 +115,7 @@ def test_several_steps_an_execution():
     assert windows == [(6, 4), (8, 4), (14, 4), (16, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow")
 def test_a_model_that_its_first_step_builds():
     x, y = data()

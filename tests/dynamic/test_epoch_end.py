@@ -18,6 +18,7 @@ def told(model, x, y, **options):
     return [(e["step"], e["cause"], e.get("layer"), tuple(e.get("samples", ()))) for e in events]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", [2, pytest.param(0, marks=slow), pytest.param(3, marks=slow)])
 def test_it_is_looked_into_like_any_other(left_out):
     x, y = data(steps=4, fault=3)

@@ -16,6 +16,7 @@ def hpf_events(*arguments):
     assert not caught.value.code
 
 
+@pytest.mark.slow
 def test_the_timeline_of_a_fit(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     file, png, page = (tmp_path / f"run.{ending}" for ending in ("jsonl", "png", "html"))

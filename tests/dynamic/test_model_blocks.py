@@ -61,6 +61,7 @@ class Residual(keras.Model):
         return self.head(x + self.second(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("built", [True, False])
 def test_a_subclassed_model_survives_every_promotion(built):
     model = Residual()

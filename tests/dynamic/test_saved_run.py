@@ -55,6 +55,7 @@ def saved(tmp_path_factory):
     return model, callback, made, (x, y, model.predict(x, verbose=0)), path
 
 
+@pytest.mark.slow
 def test_a_file_goes_on_where_the_run_was(saved):
     model, callback, made, (x, y, _), path = saved
     loaded = keras.saving.load_model(path)

@@ -118,6 +118,7 @@ def test_a_small_resnet(policy):
     assert report.row("head").after == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_transformer(policy):
     tokens = np.random.default_rng().integers(0, 17, (4, 7))

@@ -71,6 +71,7 @@ def test_training_goes_on_with_the_same_bits(saved):
     assert bits(loaded.optimizer.variables) == bits(model.optimizer.variables)
 
 
+@pytest.mark.slow
 def test_loads_uncompiled_where_the_package_cannot_be_imported(tmp_path):
     model = trained_model("mixed_float16")
     model.save(tmp_path / "model.keras")
@@ -93,6 +94,7 @@ def test_loads_uncompiled_where_the_package_cannot_be_imported(tmp_path):
     assert np.load(tmp_path / "y.npy").tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     ["import keras, deepseek_hpf", "import deepseek_hpf, keras; deepseek_hpf.PrecisionConfig"],

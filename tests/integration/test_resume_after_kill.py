@@ -85,6 +85,7 @@ def test_the_reference_run_skips_grows_and_learns(reference):
     assert logs["loss"][-1] < logs["loss"][0]
 
 
+@pytest.mark.slow
 def test_killed_during_a_save(script, reference, tmp_path):
     run_and_kill(tmp_path, "rename", 8)
     assert list(tmp_path.glob(".*-backup-*")), "nothing half-done was left behind"

@@ -79,6 +79,7 @@ def described(model):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("global_dtype_policy")
 def test_saved_models_load_without_the_package(tmp_path):
     policy = MixedPrecisionPolicy("mixed_bfloat16")

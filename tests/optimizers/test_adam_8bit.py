@@ -148,6 +148,7 @@ def test_bad_arguments(arguments, message):
         Adam8bit(**arguments)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_as_well_as_in_float32():
     (x, y), (x_test, y_test) = hpf.data.digits()
     x, x_test = (np.reshape(a, (len(a), -1)).astype("float32") for a in (x, x_test))

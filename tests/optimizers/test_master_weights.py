@@ -73,6 +73,7 @@ def test_weight_decay_constraint_and_averages_work_on_masters():
     np.testing.assert_array_equal(numbers([v, w]), [image(a, "bfloat16") for a in averages])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_fit_in_pure_bfloat16_follows_float32(jit_compile):
     if jit_compile and keras.backend.backend() == "torch":

@@ -44,6 +44,7 @@ print(float(optimizer.dynamic_scale), int(optimizer.skipped_steps))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_model_comes_back_with_everything(tmp_path):
     model = trained(rich(), dtype="bfloat16")
     model.save(tmp_path / "model.keras")

@@ -26,6 +26,7 @@ def report(case):
     return json.loads(line.removeprefix("REPORT"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_replicas_are_one_device(case):
     found = report(case)

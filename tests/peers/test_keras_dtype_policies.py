@@ -1,5 +1,6 @@
 """Keras's own tests of dtype policies pass with our class in place of `DTypePolicy`."""
 
+import pytest
 from run_keras_suite import run_keras_suite
 
 FOLDER = "keras.src.dtype_policies"
@@ -23,6 +24,7 @@ WAIVED = {
 }
 
 
+@pytest.mark.slow
 def test_keras_suites_pass():
     modules = [f"{FOLDER}.dtype_policy_test", f"{FOLDER}.dtype_policy_map_test"]
     counts = run_keras_suite(modules, REPLACEMENTS, WAIVED)

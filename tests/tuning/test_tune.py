@@ -56,6 +56,7 @@ def names(result):
     return {candidate.name for candidate in result.candidates}
 
 
+@pytest.mark.slow
 def test_a_whole_search(everything_is_fast, tmp_path):
     model, data, lines = small_model(), batch(), []
     model.fit(*data, verbose=0)
@@ -103,6 +104,7 @@ def test_nothing_is_tried_that_the_hardware_is_slow_at(monkeypatch):
     assert all(c.note == "made up" and c.seconds is None for c in left_out)
 
 
+@pytest.mark.slow
 def test_what_overflows_does_not_win(everything_is_fast):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -113,6 +115,7 @@ def test_what_overflows_does_not_win(everything_is_fast):
     assert result.config.policy != "mixed_float16"
 
 
+@pytest.mark.slow
 def test_an_error_beyond_the_budget_does_not_win():
     result = quick(small_model(), batch(), error_budget=1e-12)
     low = [c for c in result.candidates if c.name == "mixed_bfloat16" and c.loss_error]
@@ -173,6 +176,7 @@ def test_rules_for_single_layers_follow_a_model_of_other_names():
     assert report.policy == "mixed_bfloat16"
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_the_best_so_far(monkeypatch):
     model, data = small_model(), batch()
     calls = []
