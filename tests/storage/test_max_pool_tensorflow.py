@@ -48,7 +48,8 @@ def test_gradients_are_tensorflows(kind, dtype, jit_compile):
     # Of few values, so that many are equal.
     x = tf.cast(RNG.integers(-3, 3, shape), dtype)
     upstream = tf.cast(RNG.standard_normal(layer(x).shape), dtype)
-    expected = gradient(layer, x, upstream, jit_compile)
+    # Of equal values in windows that overlap, XLA itself may take another than TensorFlow does.
+    expected = gradient(layer, x, upstream, jit_compile and kind != "overlapping")
     layer.call = wrap(layer, layer.call, is_exact=False)
     found = gradient(layer, x, upstream, jit_compile)
     assert np.array_equal(found[0], expected[0])
