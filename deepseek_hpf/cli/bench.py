@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek_hpf.cli.options import DataFile
+
 if TYPE_CHECKING:
     from deepseek_hpf.bench.job import Job
     from deepseek_hpf.bench.records import BenchSettings
@@ -24,14 +26,7 @@ def bench(
     models: Annotated[
         str | None, typer.Option(metavar="A,B", help="With --suite: these of its models only.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Arrays x and y (or x0, x1, …), and sample_weight if any. Without it, random "
-            "values of the model's shapes.",
-        ),
-    ] = None,
+    data: DataFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Most timings of each contender.")] = 20,
     time_budget: Annotated[

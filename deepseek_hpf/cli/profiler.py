@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepseek_hpf.cli.main import run_application
+from deepseek_hpf.cli.options import DataFile
 
 if TYPE_CHECKING:
     from deepseek_hpf.policy import MixedPrecisionPolicy
@@ -31,14 +32,7 @@ def profile_model(
             help="A function that returns a Keras model, e.g. my_models:create_model.",
         ),
     ],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Arrays x and y (or x0, x1, …), and sample_weight if any. Without it, random "
-            "values of the model's shapes.",
-        ),
-    ] = None,
+    data: DataFile = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Rows of the batch, the first of --data.")
     ] = 16,

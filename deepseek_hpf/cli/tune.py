@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepseek_hpf.cli.options import DataFile
+
 if TYPE_CHECKING:
     from deepseek_hpf.tuning.result import TuningResult
 
@@ -23,14 +25,7 @@ def tune(
             "--output", "-o", metavar="FILE.json", help="Write the configuration that won."
         ),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.npz",
-            help="Arrays x and y (or x0, x1, …), and sample_weight if any. Without it, random "
-            "values of the model's shapes.",
-        ),
-    ] = None,
+    data: DataFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 16,
     time_budget: Annotated[float, typer.Option(min=1.0, help="Seconds to tune for.")] = 60.0,
     error_budget: Annotated[
