@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -48,44 +48,44 @@ def trace(model: keras.Model, batch: Any) -> TracedStep:
         batch = keras.tree.map_structure(_fake_input, tuple(batch))
     state = {_key(value) for _, value in mapping}
     alive = _Alive(state | {_key(value) for value in keras.tree.flatten(batch) if _is(value)})
-    saved = _Saved(state)
+    saved = _Storages(state)
     with (
         _gradients_kept(model),
         keras.StatelessScope(state_mapping=mapping),
         mode,
         alive,
-        torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(_held_by(saved), lambda tensor: tensor),
     ):
         model.train_step(batch)
-        saved.sizes.clear()
+        saved.begin()
         # Only a later step begins with the gradients of the one before it.
         model.train_step(batch)
     note = "it trains with torch.compile, which fuses operations and keeps less"
-    return TracedStep(
-        sum(saved.sizes.values()), alive.peak, ORIGIN, (note,) if model.jit_compile else ()
-    )
+    return TracedStep(saved.peak, alive.storages.peak, ORIGIN, (note,) if model.jit_compile else ())
 
 
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, for as long as they live."""
+class _Storages:
+    """The bytes of the storages shown to it, each once and for as long as it lives.
+
+    A storage is known by its address, which another one may get after it: hence the lifetimes.
+
+    Args:
+        before: Addresses of what is not counted.
+    """
 
     def __init__(self, before: Iterable[int]) -> None:
-        super().__init__()
         self.peak = 0
         self._now = 0
         self._known: dict[int, Any] = dict.fromkeys(before)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return _usual(args[0].dtype)
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if _is(value):
-                self._hold(value.untyped_storage())
-        return result
+    def begin(self) -> None:
+        """Begins the peak anew."""
+        self.peak = self._now
 
-    def _hold(self, storage: Any) -> None:
-        key = storage._cdata
+    def hold(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor's storage from now on."""
+        storage = tensor.untyped_storage()
+        key = int(storage._cdata)
         if key not in self._known:
             size = storage.nbytes()
             self._now += size
@@ -97,18 +97,30 @@ class _Alive(TorchDispatchMode):
         del self._known[key]
 
 
-class _Saved:
-    """Takes down what autograd saves, each storage once, the model's variables left out."""
+class _Alive(TorchDispatchMode):
+    """Counts the storages that operations make."""
 
-    def __init__(self, state: set[int]) -> None:
-        self.sizes: dict[int, int] = {}
-        self._state = state
+    def __init__(self, before: Iterable[int]) -> None:
+        super().__init__()
+        self.storages = _Storages(before)
 
-    def note(self, tensor: torch.Tensor) -> torch.Tensor:
-        if _key(tensor) not in self._state:
-            self.sizes[_key(tensor)] = tensor.untyped_storage().nbytes()
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _usual(args[0].dtype)
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if _is(value):
+                self.storages.hold(value)
+        return result
+
+
+def _held_by(saved: _Storages) -> Callable[[torch.Tensor], torch.Tensor]:
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.hold(tensor)
         # Detached: a result that refers to its own operation would never be freed.
         return tensor.detach()
+
+    return note
 
 
 def _usual(dtype: torch.dtype) -> bool | float | int:
