@@ -7,7 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from deepseek_hpf.dynamic.blame import Mark, backward_fault, first_fault, is_skipped
+from deepseek_hpf.dynamic.blame import (
+    Mark,
+    backward_fault,
+    first_fault,
+    is_skipped,
+    summed_fault,
+)
 from deepseek_hpf.dynamic.rerun import rerun
 from deepseek_hpf.profiler.summing import is_float
 from deepseek_hpf.scheduling.telemetry import Overflow
@@ -20,7 +26,8 @@ def attribute(model: keras.Model, data: Any, *, step: int, scale: float | None) 
 
     1. A batch with an inf or NaN in it is the cause itself, and no layer is to blame.
     2. The step is run eagerly under the loss scale of that time. If its gradients are finite now,
-       the cause is unknown.
+       what the update goes by may not be, such as their sum with those of the steps before under
+       gradient accumulation; otherwise the cause is unknown.
     3. It is run with no loss scale. If its gradients are finite then, the scale was the cause, and
        the layer is the one whose gradient overflowed first. Otherwise a value overflowed at any
        scale; the layer is the one that made it.
@@ -64,11 +71,12 @@ def attribute(model: keras.Model, data: Any, *, step: int, scale: float | None) 
 
 
 def _attributed(model: keras.Model, data: Any, step: int, scale: float | None) -> Overflow:
-    scaled = _skipped(model, data, scale or 1.0)
+    replicas = rerun(model, data, scale or 1.0)
+    scaled = _skipped(replicas)
     if scaled is None:
-        return Overflow(step=step, cause="unknown", scale=scale)
+        return _summed(replicas, step, scale)
     is_scaled = scale not in (None, 1.0)
-    unscaled = _skipped(model, data, 1.0) if is_scaled else scaled
+    unscaled = _skipped(rerun(model, data, 1.0)) if is_scaled else scaled
     fault = first_fault(unscaled) if unscaled else backward_fault(scaled) or first_fault(scaled)
     return Overflow(
         step=step,
@@ -79,9 +87,21 @@ def _attributed(model: keras.Model, data: Any, step: int, scale: float | None) -
     )
 
 
-def _skipped(model: keras.Model, data: Any, factor: float) -> list[Mark] | None:
+def _skipped(replicas: Sequence[list[Mark]]) -> list[Mark] | None:
     """What passed on the first replica whose gradients are not finite; None if all are."""
-    return next((marks for marks in rerun(model, data, factor) if is_skipped(marks)), None)
+    return next((marks for marks in replicas if is_skipped(marks)), None)
+
+
+def _summed(replicas: Sequence[list[Mark]], step: int, scale: float | None) -> Overflow:
+    """The step's own gradients were finite."""
+    fault = next(filter(None, map(summed_fault, replicas)), None)
+    return Overflow(
+        step=step,
+        cause="accumulation" if fault else "unknown",
+        scale=scale,
+        layer=fault.layer if fault else None,
+        phase=fault.phase if fault else None,
+    )
 
 
 def bad_samples(data: Any) -> tuple[int, ...]:

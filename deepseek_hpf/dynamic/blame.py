@@ -6,7 +6,7 @@ from typing import Literal
 
 from deepseek_hpf.scheduling.telemetry import Phase
 
-Kind = Literal["output", "loss", "output_gradient", "input_gradient", "weight_gradient"]
+Kind = Literal["output", "loss", "output_gradient", "input_gradient", "weight_gradient", "pull"]
 
 
 @dataclass
@@ -14,7 +14,8 @@ class Mark:
     """A tensor that passed.
 
     Args:
-        kind: What it was.
+        kind: What it was; a `"pull"` is what an update of a weight goes by: its gradient without
+            the scale, or the sum of those that are accumulated.
         path: Path of the layer that it belongs to; empty for the model itself and the loss.
         is_low: Whether its dtype is narrower than float32.
         is_bad: Whether there was an inf or a NaN in it.
@@ -49,6 +50,19 @@ def is_skipped(marks: Iterable[Mark]) -> bool:
         Whether a gradient of a weight was not finite.
     """
     return any(mark.is_bad for mark in marks if mark.kind == "weight_gradient")
+
+
+def summed_fault(marks: Iterable[Mark]) -> Fault | None:
+    """Finds the first weight whose gradient overflows as the optimizer sums it.
+
+    Args:
+        marks: What passed.
+
+    Returns:
+        The fault; None where all was finite.
+    """
+    paths = (mark.path for mark in marks if mark.kind == "pull" and mark.is_bad)
+    return next((Fault("backward", path or None) for path in paths), None)
 
 
 def first_fault(marks: Sequence[Mark]) -> Fault | None:

@@ -188,6 +188,8 @@ class Control:
         for overflow in overflows:
             if overflow.cause == "data":
                 return overflow.scale, "kept, since the data was bad"
+            if overflow.cause == "accumulation":
+                return overflow.scale, "kept, since the gradients are summed without it"
         return None, ""
 
     def _level(self, index: int) -> str:

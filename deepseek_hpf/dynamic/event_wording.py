@@ -18,6 +18,7 @@ from deepseek_hpf.profiler.wording import NOT_KNOWN, in_percent, in_seconds
 CAUSES = {
     "loss_scale": "the loss scale was too large",
     "activation": "overflow at any loss scale",
+    "accumulation": "the gradient overflowed as the weight's dtype sums it",
     "data": "bad data",
     "unknown": "cause not found",
 }

@@ -15,6 +15,8 @@ from keras.src import backend  # masks of tensors have no public access
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.adapters.random_generators import random_states_kept
 from deepseek_hpf.dynamic.blame import Kind, Mark
+from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
+from deepseek_hpf.optimizers.step import Step
 from deepseek_hpf.profiler.recorded_step import find_targets, own_variables
 from deepseek_hpf.profiler.recorder import put_on
 from deepseek_hpf.profiler.sightings import Target
@@ -123,13 +125,22 @@ class _Watch:
         put_on(optimizer, "stateless_apply", stateless_apply, undo)
         if optimizer is self._model.optimizer:
             put_on(optimizer, "scale_loss", scale_loss, undo)
+        if isinstance(optimizer, LossScaleOptimizer):
+            put_on(optimizer, "current_scale", lambda: self._factor, undo)
 
     def _note_weights(self, optimizer: Any, gradients: Any, variables: Any) -> None:
         known = optimizer._trainable_variables if variables is None else variables
         for variable, gradient in zip(known, gradients, strict=False):
             if gradient is not None:
                 dense = ops.convert_to_tensor(gradient)
-                self._note("weight_gradient", self._owners.get(id(variable), ""), dense)
+                self._note("weight_gradient", self._owner(variable), dense)
+        if isinstance(optimizer, LossScaleOptimizer) and optimizer.built:
+            step = Step(optimizer, gradients, known)
+            for trained, pull in zip(step.trained, step.pulls_unscaled(), strict=True):
+                self._note("pull", self._owner(trained.variable), pull)
+
+    def _owner(self, variable: Any) -> str:
+        return self._owners.get(id(variable), "")
 
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

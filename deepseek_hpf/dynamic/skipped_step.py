@@ -64,6 +64,11 @@ def told(overflow: Overflow) -> str:
     phase = f" in the {overflow.phase} pass" if overflow.layer and overflow.phase else ""
     if overflow.cause == "activation":
         return f"{overflow.layer or 'the loss'} overflows{phase}, whatever the loss scale"
+    if overflow.cause == "accumulation":
+        return (
+            f"the gradient of {overflow.layer} is finite, and overflows as it is summed in the "
+            "weight's dtype, whatever the loss scale; a float32 weight or master has the range"
+        )
     if overflow.cause == "loss_scale":
         at = "" if overflow.scale is None else f" at the loss scale {overflow.scale:g}"
         return f"{overflow.layer or 'the loss'} overflows{phase}{at}, not without"

@@ -98,6 +98,12 @@ class Step:
             return self._accumulated()
         return [self.gradients[i] for i in self._trained]
 
+    def pulls_unscaled(self) -> list[Tensor]:
+        """The pulls without the loss scale, in the dtypes of what they are added to."""
+        if self.accumulation_steps:
+            return self._accumulated()
+        return self._as_added(self._unscaled())
+
     def measure(self) -> Statistics:
         """Checks the gradients and measures their norm.
 
@@ -213,11 +219,12 @@ class Step:
         gradients = [self.gradients[i] for i in self._trained]
         if scale is not None:
             gradients = [ops.divide(gradient, scale) for gradient in gradients]
-        if self.accumulation_steps:
-            dtypes = [self.targets[i].dtype for i in self._trained]
-            pairs = zip(gradients, dtypes, strict=True)
-            gradients = [ops.cast(finite.dense(gradient), dtype) for gradient, dtype in pairs]
-        return gradients
+        return self._as_added(gradients) if self.accumulation_steps else gradients
+
+    def _as_added(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients in the dtypes of what they are added to."""
+        pairs = zip(gradients, (self.targets[i].dtype for i in self._trained), strict=True)
+        return [ops.cast(finite.dense(gradient), dtype) for gradient, dtype in pairs]
 
     def _accumulated(self) -> list[Tensor]:
         """Sum of each gradient over the window so far, this step included."""

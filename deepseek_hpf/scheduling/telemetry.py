@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Self
 
-Cause = Literal["loss_scale", "activation", "data", "unknown"]
+Cause = Literal["loss_scale", "activation", "accumulation", "data", "unknown"]
 Phase = Literal["forward", "loss", "backward"]
 
 
@@ -87,9 +87,11 @@ class Overflow:
 
     Args:
         step: Number of the step, from 0.
-        cause: `"loss_scale"`: finite with a smaller scale; `"activation"`: at any scale; `"data"`:
-            the batch itself was not finite, and no layer is to blame; `"unknown"`: it did not
-            happen again when the step was run once more.
+        cause: `"loss_scale"`: finite with a smaller scale; `"activation"`: at any scale;
+            `"accumulation"`: the step's own gradients were finite, and what the update would go by
+            was not: their sum with those of the steps before, or the gradient without its scale in
+            the dtype of its weight; `"data"`: the batch itself was not finite, and no layer is to
+            blame; `"unknown"`: it did not happen again when the step was run once more.
         layer: Path of the layer that first produced an inf or NaN; None where none is to blame.
         scale: Loss scale of that step; None without scaling.
         phase: Where the inf or NaN first was: in a layer's result, in the loss or its gradient, or

@@ -168,6 +168,27 @@ class Nested(keras.Model):
         return [head(x) for head in self.heads]
 
 
+@pytest.mark.parametrize("masters", [False, True])
+def test_a_sum_of_accumulated_gradients_that_overflows(masters):
+    """Gradients of 40,000 each: the second one takes a sum in float16 past 65,504."""
+    names = {"kernel_initializer": "zeros", "use_bias": False, "dtype": "float16"}
+    layers = [keras.layers.Dense(1, name=name, **names) for name in ("first", "summed")]
+    inputs = keras.Input((4,))
+    small, large = layers[0](inputs), layers[1](inputs * 2.0**15)
+    model = keras.Model(inputs, keras.layers.Add(dtype="float32")([small, large]))
+    inner = keras.optimizers.SGD(2.0**-10, gradient_accumulation_steps=4)
+    optimizer = LossScaleOptimizer(inner, initial_scale=1.0, master_weights=masters)
+    model.compile(optimizer, lambda y, y_pred: ops.mean(y_pred - y), jit_compile=False)
+    data = tensors((np.full((2, 4), 1.25, "float32"), np.zeros((2, 1), "float32")))
+    skipped = []
+    for _ in range(2):
+        model.train_on_batch(*data)
+        skipped.append(int(optimizer.skipped_steps))
+    assert skipped == ([0, 0] if masters else [0, 1])
+    blamed = ("unknown", None, None) if masters else ("accumulation", "summed", "backward")
+    assert found(model, data, scale=1.0) == blamed
+
+
 def test_a_subclassed_model_with_nested_and_shared_layers():
     x, y = batch()
     data = ({"a": x, "b": x}, [y, y])

@@ -153,6 +153,32 @@ def test_a_nan_in_an_image_is_bad_data():
     assert is_finite(model)
 
 
+def test_a_sum_of_gradients_that_leaves_the_range_of_its_weights():
+    """Finite gradients of 40,000, of which a sum in float16 holds one; the scale is kept."""
+    inputs = keras.Input((3,))
+    summed = keras.layers.Dense(
+        1, use_bias=False, kernel_initializer="zeros", dtype="float16", name="summed"
+    )
+    outputs = keras.layers.Activation("linear", dtype="float32")(summed(inputs))
+    model = keras.Model(inputs, outputs)
+    optimizer = keras.optimizers.SGD(1e-6, gradient_accumulation_steps=3)
+    model.compile(optimizer, lambda y, y_pred: ops.mean(y_pred))
+    x = np.full((9 * BATCH, 3), 10.0, "float32")
+    x[4 * BATCH : 6 * BATCH] = 40_000.0
+    settings = config("float16", loss_scale={"initial_scale": 1.0, "min_scale": 0.25})
+    history = fit(model, x, x[:, :1], DynamicPrecision(settings))
+    overflow, scale = events_of(history)
+    assert (overflow["kind"], overflow["step"], overflow["cause"]) == (
+        "overflow",
+        5,
+        "accumulation",
+    )
+    assert overflow["layer"] == "summed"
+    assert (scale["kind"], scale["scale"]) == ("scale", 1.0)
+    assert host(model.optimizer.skipped_steps) == 1
+    assert is_finite(model)
+
+
 @slow
 def test_gradients_that_underflow_in_one_block():
     model = create_model(Faint(name="faint", dtype="float32"), learning_rate=1e-3)
