@@ -1,0 +1,1 @@
+"""Agreement between replicas: one decision a step on overflow, loss scale and plan."""
