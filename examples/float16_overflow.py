@@ -8,6 +8,10 @@ block to block, and as it learns: at first to about 30,000, within some steps pa
 65,504, the largest number that float16 has. Float32 trains on. Keras's `mixed_float16` skips each
 such step and halves the loss scale, which is of no help, until the scale is 0. Under
 `callbacks.DynamicPrecision` the layers at fault go to float32, and the scale is kept.
+
+The losses at the end are a hundredth of those at the start, and depend on rounding: float32 with
+its first weights a millionth larger ends up to 8 % from float32 (with a learning rate of 1e-3, as
+much as twice its loss).
 """
 
 import argparse
@@ -36,7 +40,7 @@ def create_model(steps: int) -> keras.Model:
     x = keras.layers.LayerNormalization(name="norm")(x)
     model = keras.Model(inputs, keras.layers.Dense(10, dtype="float32", name="logits")(x))
     model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-4, steps)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -84,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--events", type=Path, metavar="FILE", help="for the controller's events")
     return parser.parse_args(arguments)
@@ -93,7 +97,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Trains three times, prints what came of it, and returns it."""
     given = parse(arguments)
-    dynamic = hpf.callbacks.DynamicPrecision("mixed_float16", events=given.events)
+    # The usual 2,000 steps to a larger scale are more than this run has.
+    config = hpf.PrecisionConfig.from_dict(
+        {"policy": "mixed_float16", "loss_scale": {"growth_steps": 100}}
+    )
+    dynamic = hpf.callbacks.DynamicPrecision(config, events=given.events)
     contenders = {
         "Keras float32": ("float32", []),
         "Keras mixed_float16": ("mixed_float16", []),

@@ -92,12 +92,13 @@ def test_float16_overflow(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {line[:26].rstrip(): line[26:].split() for line in done.stdout.splitlines()[1:4]}
     wide, keras, dynamic = rows.values()
-    assert float(wide[0]) < 0.2
+    assert float(wide[0]) < 0.05
     assert float(keras[3]) < 1e-3  # the scale has collapsed
-    assert float(dynamic[0]) < 0.2  # 2.3 is a guess among ten digits
-    assert float(dynamic[2].rstrip("%")) > float(wide[2].rstrip("%")) - 2
+    assert float(dynamic[0]) < 0.05  # 2.3 is a guess among ten digits
+    # Of 355 images; float32 itself moves by up to 1.1 points with the last bits of its weights.
+    assert float(dynamic[2].rstrip("%")) > float(wide[2].rstrip("%")) - 4
     assert float(dynamic[3]) >= 1024  # of 32768: it backs off where the scale itself was at fault
-    assert int(dynamic[4]) < 10 < int(keras[4])
+    assert int(dynamic[4]) < 30 < 800 < int(keras[4])  # of 900
     assert "overflows in the forward pass" in done.stdout
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "events.jsonl").open()]
     assert kinds.count("overflow") == int(dynamic[4])
