@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Two test processes share two cores: PyTorch's two threads in each would wait for one another.
 test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint types clean venv
+.PHONY: demo docs test test-all lint types clean venv
 .DEFAULT_GOAL := test
 
 $(VENV)/.demo: setup.cfg
@@ -30,6 +30,9 @@ venv: $(VENV)/.dev
 demo: $(VENV)/.demo
 	$(BIN)/hpf demo --output demo
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +51,4 @@ test-all: test
 	KERAS_BACKEND=torch $(PYTEST) -m "slow and not pure"
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo docs/_build *.egg-info

@@ -1,0 +1,179 @@
+"""The pages build, their code runs, their commands exist, and no public name is missing."""
+
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import DOCS, PAGES, ROOT, blocks, commands
+
+import deepseek_hpf
+from deepseek_hpf.config import PrecisionConfig
+
+sys.path.insert(0, str(DOCS / "_ext"))
+from command_reference import all_commands
+from markdown_docstrings import converted
+
+pytestmark = pytest.mark.pure
+
+AUTODOC = re.compile(r"^\.\. auto\w+:: (\S+)$", re.MULTILINE)
+WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+WITH_COMMANDS = [page for page in [*PAGES, ROOT / "README.md"] if commands(page)]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    sphinx = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going"]
+    done = subprocess.run(
+        [*sphinx, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "configuration.html").read_text(encoding="utf-8")
+    assert "backoff_factor" in page
+    assert "generated:" not in page
+    written = {path.relative_to(tmp_path / "site") for path in tmp_path.glob("site/**/*.html")}
+    assert {page.relative_to(DOCS).with_suffix(".html") for page in PAGES} <= written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_of_a_page_runs(page, tmp_path):
+    environment = {**os.environ, "DEEPSEEK_HPF_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = str(ROOT)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    script = Path(__file__).parent / "run_page.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(page)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_configurations_are_valid():
+    found = [block for page in PAGES for block in blocks(page, "json")]
+    assert found
+    for block in found:
+        PrecisionConfig.from_dict(json.loads(block.text))
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
+def test_the_commands_are_there(page):
+    for line in commands(page):
+        problem = wrong_with(line)
+        assert problem is None, f"{line}: {problem}"
+
+
+def wrong_with(line: str) -> str | None:
+    """What is wrong with a command of ours, or with one of the repository's."""
+    words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        return None if f"\n{words[1]}:" in makefile else "no such target"
+    if words[0] == "python" and words[1].endswith(".py"):
+        return None if (ROOT / words[1]).exists() else "no such script"
+    if not words[0].startswith("hpf"):
+        return None
+    if words[1:] in (["--help"], ["--version"]):
+        return None
+    known = all_commands()
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in known), None)
+    if name is None:
+        return "no such command"
+    try:
+        known[name].make_context(name, words[len(name.split()) :])
+    except Exception as error:  # noqa: BLE001 - typer's have other names in older versions
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("hpf tun my_models:create_model", "no such command"),
+        ("hpf tune my_models:create_model --bach-size 3", "--bach-size"),
+        ("hpf tune", "Missing"),
+        ("make tea", "target"),
+        ("python examples/nothing.py", "script"),
+    ],
+)
+def test_a_wrong_command_is_seen(line, words):
+    assert words in (wrong_with(line) or "")
+
+
+def public_objects() -> dict[str, object]:
+    """Everything that the root and the lazy sub-packages offer, sub-modules left out."""
+    roots = [deepseek_hpf]
+    for module in pkgutil.iter_modules(deepseek_hpf.__path__, "deepseek_hpf."):
+        if module.ispkg:
+            roots.append(importlib.import_module(module.name))
+    found = {
+        f"{root.__name__}.{name}": getattr(root, name)
+        for root in roots
+        for name in getattr(root, "__all__", ())
+    }
+    rules = deepseek_hpf.clipping.RULES.values()
+    found |= {f"deepseek_hpf.clipping.{rule.__name__}": rule for rule in rules}
+    return {name: value for name, value in found.items() if not inspect.ismodule(value)}
+
+
+def documented() -> list[str]:
+    """The names in the API reference."""
+    texts = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md"))]
+    return [name for text in texts for name in AUTODOC.findall(text)]
+
+
+def resolved(name: str) -> object:
+    value: object = deepseek_hpf
+    prefix = "deepseek_hpf"
+    for word in name.split(".")[1:]:
+        prefix = f"{prefix}.{word}"
+        if not hasattr(value, word):
+            importlib.import_module(prefix)
+        value = getattr(value, word)
+    return value
+
+
+def test_the_reference_has_every_public_name():
+    public, written = public_objects(), documented()
+    assert len(public) > 40
+    assert len(written) == len(set(written))
+    there = {id(resolved(name)) for name in written}
+    assert [name for name, value in public.items() if id(value) not in there] == []
+
+
+def test_docstrings_are_converted():
+    lines = ["See [Adam `x`](https://a.b/c).", "", "```python", "a = 1", "```", "", "| a | b |"]
+    lines += ["| - | - |", "| 1 | 2 |"]
+    assert converted(lines) == [
+        "See `Adam x <https://a.b/c>`__.",
+        "",
+        ".. code-block:: python",
+        "",
+        "   a = 1",
+        "",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - a",
+        "     - b",
+        "   * - 1",
+        "     - 2",
+    ]
