@@ -111,6 +111,7 @@ def test_frameworks_are_imported_only_in_files_named_for_them(path):
         "deepseek_hpf.cli.main",
         "deepseek_hpf.config",
         "deepseek_hpf.data",
+        "deepseek_hpf.distributed",
         "deepseek_hpf.hardware",
         "deepseek_hpf.plan",
         "deepseek_hpf.scheduling",

@@ -11,6 +11,7 @@ import torch
 
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.config_like import ConfigLike, as_config
+from deepseek_hpf.torch.agreement import NoAgreement
 from deepseek_hpf.torch.entry import Entry
 from deepseek_hpf.torch.loss_scale import LossScale
 from deepseek_hpf.torch.master_weights import masters_for
@@ -132,6 +133,19 @@ class HybridPrecisionContext:
     def autocast_dtype(self, device: "str | torch.device") -> torch.dtype:
         """Returns the dtype of autocast on a type of device; float32 where there is none."""
         return self._precision.dtypes.get(torch.device(device).type, torch.float32)
+
+    @property
+    def autocast_dtypes(self) -> dict[str, torch.dtype]:
+        """Type of device to dtype of autocast; float32 where there is none."""
+        return dict(self._precision.dtypes)
+
+    def agree_by(self, agreement: NoAgreement) -> None:
+        """Has steps judged together with other processes, as `distributed.coordinate` does.
+
+        Args:
+            agreement: Judges the gradients from now on.
+        """
+        self._verdicts.agreement = agreement
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the loss scale, the counters and the masters.

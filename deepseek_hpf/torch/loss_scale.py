@@ -71,6 +71,17 @@ class LossScale:
         self._state = ScaleState(float(scale), int(good_steps), int(overflows))
         self._scaled, self._finite = False, None
 
+    def standing(self) -> dict[str, float]:
+        """Returns scale and counters as of the last round that was closed, and closes none."""
+        with self._lock:
+            return dict(self._state._asdict())
+
+    def follow(self, standing: Mapping[str, float]) -> None:
+        """Takes over scale and counters from what `standing` returned on another rank."""
+        with self._lock:
+            scale, good_steps, overflows = (standing[name] for name in ScaleState._fields)
+            self._state = ScaleState(float(scale), int(good_steps), int(overflows))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what `torch.amp.GradScaler` would, and the overflows in a row."""
         with self._lock:

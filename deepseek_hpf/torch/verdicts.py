@@ -10,8 +10,9 @@ from weakref import WeakSet
 import torch
 
 from deepseek_hpf.config import Clipping
+from deepseek_hpf.torch.agreement import NoAgreement
 from deepseek_hpf.torch.clipping import NoClipping, create_clipping
-from deepseek_hpf.torch.gradients import gradient_statistics, merge_rows, values_of
+from deepseek_hpf.torch.gradients import merge_rows
 from deepseek_hpf.torch.loss_scale import LossScale
 from deepseek_hpf.torch.master_weights import NoMasters
 from deepseek_hpf.torch.per_optimizer import PerOptimizer
@@ -37,6 +38,7 @@ class Verdicts:
         self._config = clipping
         self._masters = masters
         self._rules = PerOptimizer(lambda: create_clipping(clipping))
+        self.agreement = NoAgreement()
         self._met: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.backward_passes = 0
         self.skipped_steps = 0
@@ -61,7 +63,7 @@ class Verdicts:
             merge_rows(parameter)
         with self._lock:
             self._expect_gradients(optimizer, parameters)
-            statistics = gradient_statistics([values_of(p.grad) for p in parameters])
+            statistics = self.agreement.judge(parameters, self._loss_scale)
             self.gradient_norm = statistics.norm
             if statistics.finite:
                 clipped = self._rules.of(optimizer).clip(parameters, statistics.norm)
