@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -34,6 +36,20 @@ def test_the_commands_are_there():
     commands = {line.split()[1] for line in lines if line.startswith("hpf ")}
     assert commands
     assert commands <= COMMANDS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.pure
+def test_the_table_of_back_ends_is_what_the_tests_say():
+    """They are collected anew: a feature whose tests are marked for fewer back ends shows."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "support_table.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = README.partition("<!-- support table -->\n")[2].partition("<!-- end -->")[0]
+    assert shown == done.stdout
 
 
 def create_model():
