@@ -75,10 +75,20 @@ class StorageChooser:
                 f"Expected a layer without `refusal`. Received: {layer.name!r} under "
                 f"{keras.backend.backend()}, which has nothing for {storage!r}."
             )
-        fresh = Settings(storage, self._seed, self._smallest)
-        # One for all layers, so that each tensor is packed once.
-        settings = self._settings.setdefault(storage, fresh)
+        settings = self.settings(storage)
         return CallHook(layer, ("activations", storage), partial(_wrapped, calls, layer, settings))
+
+    def settings(self, storage: str) -> Settings:
+        """One for all layers, so that each tensor is packed once.
+
+        Args:
+            storage: As of `refusal`.
+
+        Returns:
+            Always the same.
+        """
+        fresh = Settings(storage, self._seed, self._smallest)
+        return self._settings.setdefault(storage, fresh)
 
 
 def keeps_less(layer: keras.Layer) -> bool:

@@ -1,12 +1,16 @@
 """`CompressionReport`: which layers keep less for the backward pass, and why not."""
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+MEASURED = ("bytes before", "bytes after", "error")
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,20 @@ class CompressionRow:
         class_name: Name of its class.
         storage: How it keeps its activations; None where nothing was changed.
         reason: Why it was left; empty where it was not.
+        bytes_before: What it kept before; None where that was not measured. What several layers
+            keep is in the bytes of each.
+        bytes_after: What it keeps now.
+        error: How far its storage moves the gradient, relative to the gradient's length; None
+            where that was not measured.
     """
 
     path: str
     class_name: str
     storage: str | None
     reason: str = ""
+    bytes_before: int | None = None
+    bytes_after: int | None = None
+    error: float | None = None
 
 
 @dataclass
@@ -32,9 +44,14 @@ class CompressionReport:
 
     Args:
         rows: One for each layer, parents before children.
+        bytes_before: What the layers kept before, what several of them keep once; None where it
+            was not measured.
+        bytes_after: What they keep now.
     """
 
     rows: list[CompressionRow]
+    bytes_before: int | None = None
+    bytes_after: int | None = None
     _revert: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -47,18 +64,33 @@ class CompressionReport:
         """Paths of the layers that were left, and why."""
         return {row.path: row.reason for row in self.rows if row.storage is None}
 
+    @property
+    def error(self) -> float | None:
+        """How far all storages together move the gradient, relative to its length.
+
+        Roundings are independent, so that squares add up. None where that was not measured.
+        """
+        errors = [row.error for row in self.rows if row.error is not None]
+        return math.hypot(*errors) if errors else None
+
     def revert(self) -> None:
         """Takes everything back; compiled functions are made anew. A second call does nothing."""
         self._revert()
 
     def __rich__(self) -> Table:
+        measured = self.bytes_before is not None
         table = Table()
-        for title in ("layer", "class", "activations", "reason"):
-            table.add_column(title, overflow="fold")
+        for title in ("layer", "class", "activations", *(MEASURED if measured else ()), "reason"):
+            table.add_column(title, overflow="fold", justify=_justified(title))
         for row in self.rows:
-            cells = (row.path, row.class_name, row.storage or "as computed", row.reason)
+            figures = (_shown(row.bytes_before), _shown(row.bytes_after), _shown_error(row.error))
+            cells = (row.path, row.class_name, row.storage or "as computed")
             # Text, not markup: a layer may be called "[red]".
-            table.add_row(*map(Text, cells))
+            table.add_row(*map(Text, (*cells, *(figures if measured else ()), row.reason)))
+        if measured:
+            table.add_section()
+            total = (_shown(self.bytes_before), _shown(self.bytes_after), _shown_error(self.error))
+            table.add_row("all, each tensor once", "", "", *total, "")
         return table
 
     def __str__(self) -> str:
@@ -67,3 +99,15 @@ class CompressionReport:
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()
+
+
+def _justified(title: str) -> Literal["left", "right"]:
+    return "right" if title in MEASURED else "left"
+
+
+def _shown(size: int | None) -> str:
+    return "" if size is None else f"{size:,}"
+
+
+def _shown_error(error: float | None) -> str:
+    return "" if error is None else f"{error:.2g}"

@@ -92,6 +92,12 @@ class KeptTensors:
         self._choose(backward.kept)
 
     @property
+    def forms(self) -> list[Form]:
+        """What is in memory for the backward pass, small tensors left out; some maybe twice."""
+        found = [*self._forms.values(), *self._sources.values()]
+        return [form.form if isinstance(form, _LastRestored) else form for form in found]
+
+    @property
     def is_whole(self) -> bool:
         """Whether all of it is kept as it is."""
         forms = [*self._forms.values(), *self._sources.values()]

@@ -101,17 +101,33 @@ def wrap(layer: keras.Layer, call: Call, is_exact: bool) -> Call:
     @functools.wraps(call)
     def pooling_call(inputs: Any) -> Any:
         x = tf.convert_to_tensor(inputs)
+        bits = bits_of_places(layer, x, is_exact)
         windows = Windows.of(layer, x)
-        if windows is None or windows.places > _MOST or (is_exact and windows.overlap):
+        if bits is None or windows is None:
             return call(inputs)
-        return _pooled(windows, call, x)
+        return _pooled(windows, bits, call, x)
 
     return pooling_call
 
 
-def _pooled(windows: Windows, call: Call, x: tf.Tensor) -> tf.Tensor:
-    bits = next(bits for bits in (1, 2, 4, 8) if 2**bits >= windows.places)
+def bits_of_places(layer: keras.Layer, x: tf.Tensor, is_exact: bool) -> int | None:
+    """What a pooling keeps for each of its results.
 
+    Args:
+        layer: As for `wrap`.
+        x: Its input.
+        is_exact: As for `wrap`.
+
+    Returns:
+        Bits; None where the wrapper does not apply.
+    """
+    windows = Windows.of(layer, x)
+    if windows is None or windows.places > _MOST or (is_exact and windows.overlap):
+        return None
+    return next(bits for bits in (1, 2, 4, 8) if 2**bits >= windows.places)
+
+
+def _pooled(windows: Windows, bits: int, call: Call, x: tf.Tensor) -> tf.Tensor:
     @tf.custom_gradient
     def pool(x: tf.Tensor) -> Any:
         y = call(x)

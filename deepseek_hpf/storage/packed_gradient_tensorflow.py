@@ -1,6 +1,6 @@
 """A computation of a TensorFlow graph that packs what its gradient needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,13 +10,30 @@ from deepseek_hpf.storage.backward_graph_tensorflow import BackwardGraph
 from deepseek_hpf.storage.kept_tensors_tensorflow import KeptTensors
 from deepseek_hpf.storage.stored_call import Call, Settings
 
+# Of the backward pass and the computation's inputs: what is kept; None to keep all as it is.
+Choose = Callable[[BackwardGraph, Sequence[tf.Tensor]], KeptTensors | None]
+
+
+def packing(settings: Settings, owns_arguments: bool = False) -> Choose:
+    """Has packed what can be.
+
+    Args:
+        settings: How to pack.
+        owns_arguments: As for `KeptTensors`.
+
+    Returns:
+        What `differentiated` takes.
+    """
+
+    def choose(backward: BackwardGraph, inputs: Sequence[tf.Tensor]) -> KeptTensors | None:
+        kept = KeptTensors(backward, inputs, settings, owns_arguments)
+        return None if kept.is_whole else kept
+
+    return choose
+
 
 def differentiated(
-    call: Call,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    settings: Settings,
-    owns_arguments: bool = False,
+    call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], choose: Choose
 ) -> Any:
     """Calls, and sees to the gradient.
 
@@ -24,8 +41,7 @@ def differentiated(
         call: What to call, in a graph.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        settings: How to pack.
-        owns_arguments: As for `KeptTensors`.
+        choose: What is kept.
 
     Returns:
         The result.
@@ -51,8 +67,8 @@ def differentiated(
             sources = [*given, *variables]
             with outputs[0].graph.as_default(), tf.control_dependencies(None):
                 backward = BackwardGraph(tape, outputs, sources)
-                kept = KeptTensors(backward, given, settings, owns_arguments)
-            if kept.is_whole:
+                kept = choose(backward, given)
+            if kept is None:
                 found = tape.gradient(outputs, sources, list(upstream))
             else:
                 found = backward.gradients(upstream, kept.restored(upstream[0]))

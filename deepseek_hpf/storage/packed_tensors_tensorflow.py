@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 from deepseek_hpf.storage.group_quantiser_tensorflow import compress, restore
+from deepseek_hpf.storage.noise import GROUP
 
 BITS = {"int8": 8, "int4": 4}
 
@@ -48,6 +49,20 @@ class Packed:
     parts: tuple[tf.Tensor, ...]
     shape: Any
     unpack: Callable[..., tf.Tensor]
+
+    def kept_bytes(self, values: int) -> int:
+        """Bytes in memory; the shapes of the parts are not always known when a step is traced.
+
+        Args:
+            values: Their number in the tensor.
+
+        Returns:
+            Bytes.
+        """
+        if len(self.parts) == 1:
+            return -(-values // 8)
+        codes, low, step = self.parts
+        return -(-values // GROUP) * (codes.shape[1] + low.dtype.size + step.dtype.size)
 
     def restore(self, after: tf.Tensor) -> tf.Tensor:
         """Makes the tensor again.

@@ -49,15 +49,32 @@ def wrap(layer: keras.Layer, call: Call, settings: Settings) -> Call:
 
     @functools.wraps(call)
     def saving_call(*args: Any, **kwargs: Any) -> Any:
-        if _is_inference(kwargs) or in_symbolic_scope() or _within_keras.get():
-            return call(*args, **kwargs)
-        with _inside(layer):
-            pure = pure_call(layer, call, args, kwargs)
+        pure = pure_training_call(layer, call, args, kwargs)
         if pure is None:
             return call(*args, **kwargs)
         return pure.finish(_packing(pure, settings)(pure.captured, pure.arrays))
 
     return saving_call
+
+
+def pure_training_call(
+    layer: keras.Layer, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> PureCall | None:
+    """The call of a layer that is trained, as a pure function.
+
+    Args:
+        layer: The layer.
+        call: Its `call`.
+        args: Positional arguments.
+        kwargs: Named arguments.
+
+    Returns:
+        The call; None where there is nothing to do, or it is not pure.
+    """
+    if _is_inference(kwargs) or in_symbolic_scope() or _within_keras.get():
+        return None
+    with _inside(layer):
+        return pure_call(layer, call, args, kwargs)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Layers of Keras under TensorFlow, whose backward passes keep less."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from keras.src.backend.common import global_state  # the running call has no pub
 from keras.src.ops import numpy as keras_ops  # the classes of operations have none either
 
 from deepseek_hpf.storage import max_pool_tensorflow
-from deepseek_hpf.storage.packed_gradient_tensorflow import differentiated
+from deepseek_hpf.storage.packed_gradient_tensorflow import differentiated, packing
 from deepseek_hpf.storage.stored_call import Call, Settings
 
 # Whose results tell of each value no more than a bit.
@@ -78,15 +79,34 @@ def wrap(layer: keras.Layer, call: Call, settings: Settings) -> Call:
 
     @functools.wraps(call)
     def saving_call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_running, "call", False) or _is_inference(kwargs) or in_symbolic_scope():
+        if is_left_alone(kwargs):
             return call(*args, **kwargs)
-        _running.call = True
-        try:
+        with running():
             return (eagerly if tf.executing_eagerly() else compute)(*args, **kwargs)
-        finally:
-            _running.call = False
 
     return saving_call
+
+
+def is_left_alone(kwargs: dict[str, Any]) -> bool:
+    """Whether a call is no training, or within one that counts for it.
+
+    Args:
+        kwargs: Its keyword arguments.
+
+    Returns:
+        True where there is nothing to do.
+    """
+    return getattr(_running, "call", False) or _is_inference(kwargs) or in_symbolic_scope()
+
+
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """Has a call count for those that it makes."""
+    _running.call = True
+    try:
+        yield
+    finally:
+        _running.call = False
 
 
 def _in_graph(
@@ -96,7 +116,7 @@ def _in_graph(
         return max_pool_tensorflow.wrap(layer, call, is_exact=settings.storage == "sparse")
 
     def compute(*args: Any, **kwargs: Any) -> Any:
-        return differentiated(call, args, kwargs, settings, owns_arguments)
+        return differentiated(call, args, kwargs, packing(settings, owns_arguments))
 
     return compute
 

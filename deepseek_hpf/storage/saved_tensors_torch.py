@@ -75,9 +75,17 @@ class SavedTensors:
 
     def scope(self) -> Any:
         """Returns a context manager."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        return torch.autograd.graph.saved_tensors_hooks(self.pack, self._unpack)
 
-    def _pack(self, tensor: torch.Tensor) -> Any:
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """What is saved for a tensor.
+
+        Args:
+            tensor: What an operation saves.
+
+        Returns:
+            What `packed_of` knows, or the tensor, which is left.
+        """
         if self._is_left(tensor):
             # Detached: a result that refers to its own operation would never be freed.
             return tensor if tensor.is_leaf else tensor.detach()
@@ -88,6 +96,11 @@ class SavedTensors:
         packed = self._packed_once(in_memory)
         return tensor.detach() if packed is None else _Saved(packed, tensor.shape, order)
 
+    def is_parameter(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter, a frozen one too, or a view or a cast of one."""
+        is_frozen = not tensor.requires_grad and tuple(sorted(tensor.shape)) in self._frozen
+        return is_frozen or _is_parameter(tensor)
+
     @staticmethod
     def _unpack(saved: Any) -> torch.Tensor:
         return saved.restore() if isinstance(saved, _Saved) else saved
@@ -97,8 +110,7 @@ class SavedTensors:
             tensor.nbytes < self.smallest
             or tensor.layout != torch.strided
             or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-            or _is_parameter(tensor)
-            or (not tensor.requires_grad and tuple(sorted(tensor.shape)) in self._frozen)
+            or self.is_parameter(tensor)
         )
 
     def _packed_once(self, x: torch.Tensor) -> Packed | None:
@@ -136,6 +148,11 @@ class SavedTensors:
         freed = [key for key, (reference, _) in self.known.items() if reference.expired()]
         for key in freed:
             del self.known[key]
+
+
+def packed_of(saved: Any) -> Packed | None:
+    """The packed form of what `SavedTensors.pack` has returned; None where a tensor was left."""
+    return saved.packed if isinstance(saved, _Saved) else None
 
 
 def _nothing() -> None:

@@ -3,9 +3,11 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import keras
+
+from deepseek_hpf.storage.kept_count import KeptCount
 
 Call = Callable[..., Any]
 
@@ -20,6 +22,12 @@ RECOMPUTING = {
     "jax": "deepseek_hpf.storage.saved_calls_jax",
     "tensorflow": "deepseek_hpf.storage.recomputed_calls_tensorflow",
     "torch": "deepseek_hpf.storage.recomputed_calls_torch",
+}
+# What tells how much would be kept, by back end.
+COUNTING = {
+    "jax": "deepseek_hpf.storage.counted_calls_jax",
+    "tensorflow": "deepseek_hpf.storage.counted_calls_tensorflow",
+    "torch": "deepseek_hpf.storage.counted_calls_torch",
 }
 SMALLEST = 4096  # bytes: packing less than that costs more than it brings
 
@@ -49,6 +57,22 @@ class StoredCalls(Protocol):
 
     def wrap(self, layer: keras.Layer, call: Call, settings: Settings) -> Call:
         """The call of a layer that keeps less."""
+
+
+class CountedCalls(Protocol):
+    """What a back end's module of `COUNTING` offers."""
+
+    def counted(self, layer: keras.Layer, call: Call, path: str, count: KeptCount) -> Call:
+        """The call of a layer that notes what would be kept, and keeps everything."""
+
+
+def counted_calls() -> CountedCalls:
+    """What counts under the back end at hand, which is one of `COUNTING`.
+
+    Returns:
+        A module.
+    """
+    return cast(CountedCalls, importlib.import_module(COUNTING[keras.backend.backend()]))
 
 
 def stored_calls(storage: str) -> StoredCalls | None:
