@@ -186,6 +186,13 @@ Clipping = Annotated[
 ]
 
 
+class ActivationsConfig(ConfigSection):
+    """How much the layers may keep for the backward pass, whichever way each keeps it."""
+
+    memory_goal: Annotated[float, Field(gt=0, le=1)]
+    """Share of the bytes that may be kept, of what is kept as computed."""
+
+
 class PrecisionConfig(ConfigSection):
     """The configuration of mixed-precision training. All keys are optional.
 
@@ -214,6 +221,9 @@ class PrecisionConfig(ConfigSection):
     master_weights: MasterWeights = False
     """Whether variables of low precision are trained by way of float32 copies; "split" keeps of
     them only the bits that bfloat16 lacks, "stochastic" keeps none and rounds at random."""
+    activations: ActivationsConfig | None = None
+    """How much the layers that no rule gives a storage may keep; followed by
+    `callbacks.MemoryGoal`."""
     dynamic: DynamicConfig | None = None
     """Precision that changes while training runs."""
 

@@ -67,7 +67,7 @@ def test_the_file_of_version_1_loads_for_ever():
         dynamic=DynamicConfig(controller="threshold"),
     )
     assert config.loss_scale.max_scale == 2**24
-    assert config.model_fields_set == set(PrecisionConfig.model_fields)
+    assert config.model_fields_set == set(PrecisionConfig.model_fields) - {"activations"}  # later
     assert PrecisionConfig.from_json(EXAMPLE) == config
 
 

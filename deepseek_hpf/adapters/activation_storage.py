@@ -10,10 +10,13 @@ import keras
 
 from deepseek_hpf.adapters.hooking import CallHook
 from deepseek_hpf.adapters.planning import Decision, Draft, setting
+from deepseek_hpf.adapters.running_fit import local_of_fit
 from deepseek_hpf.adapters.walk import WalkedLayer
+from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.errors import PrecisionError
 from deepseek_hpf.storage.stored_call import SMALLEST, Settings, StoredCalls, stored_calls
 
+COMPRESSED = "_deepseek_hpf_compressed"  # attribute of a model whose storage has been chosen
 SHOWN = 5  # layers that a line names
 
 
@@ -196,6 +199,29 @@ def storage_lines(choices: list[StorageChoice]) -> list[str]:
             refused[choice.refusal].append(choice.path)
     lines = [f"{storage}: in {_listed(paths)}" for storage, paths in had.items()]
     return [*lines, *(f"{why}; so in {_listed(paths)}" for why, paths in refused.items())]
+
+
+def goal_warnings(model: keras.Model, config: PrecisionConfig) -> list[str]:
+    """What the user should know about a memory goal, which a policy alone does not follow.
+
+    Args:
+        model: The model.
+        config: The configuration.
+
+    Returns:
+        A sentence, unless there is no goal or something follows it.
+    """
+    if config.activations is None or vars(model).get(COMPRESSED):
+        return []
+    callbacks = local_of_fit(model, "callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    if any(getattr(callback, "follows_memory_goal", False) for callback in callbacks):
+        return []
+    return [
+        '"activations": {"memory_goal": …} is followed by `callbacks.MemoryGoal(config)`, which '
+        "measures on the first batch, and by `memory.compress_activations(model, memory_goal=…, "
+        "batch=…)`: use one of them, or leave the key out."
+    ]
 
 
 def _listed(items: list[str]) -> str:

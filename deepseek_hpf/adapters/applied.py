@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import keras
 
+from deepseek_hpf.adapters.activation_storage import goal_warnings
 from deepseek_hpf.adapters.compiled import forget_compiled_functions, remake_compiled_functions
 from deepseek_hpf.adapters.guard import install_guard
 from deepseek_hpf.adapters.optimizing import set_optimizer
@@ -263,7 +264,8 @@ class Applied:
             self._uninstall_guard = install_guard(self._model)
 
     def _warnings(self, found: Draft, config: PrecisionConfig) -> list[str]:
-        return warnings_for(found, config, dynamic=self._dynamic)
+        said = warnings_for(found, config, dynamic=self._dynamic)
+        return [*said, *goal_warnings(self._model, config)]
 
     def _switched_to(self, config: PrecisionConfig) -> set[str]:
         """Dtypes that a schedule brings in later: the loss has to be scaled for them."""

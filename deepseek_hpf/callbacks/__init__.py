@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from deepseek_hpf.callbacks.backup_and_restore import BackupAndRestore as BackupAndRestore
     from deepseek_hpf.callbacks.batch_size_scheduler import BatchSizeScheduler as BatchSizeScheduler
     from deepseek_hpf.callbacks.dynamic_precision import DynamicPrecision as DynamicPrecision
+    from deepseek_hpf.callbacks.memory_goal import MemoryGoal as MemoryGoal
     from deepseek_hpf.callbacks.precision_overrides import (
         PrecisionOverrides as PrecisionOverrides,
     )
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "BackupAndRestore": "deepseek_hpf.callbacks.backup_and_restore:BackupAndRestore",
         "BatchSizeScheduler": "deepseek_hpf.callbacks.batch_size_scheduler:BatchSizeScheduler",
         "DynamicPrecision": "deepseek_hpf.callbacks.dynamic_precision:DynamicPrecision",
+        "MemoryGoal": "deepseek_hpf.callbacks.memory_goal:MemoryGoal",
         "PrecisionOverrides": "deepseek_hpf.callbacks.precision_overrides:PrecisionOverrides",
         "PrecisionProfiler": "deepseek_hpf.callbacks.precision_profiler:PrecisionProfiler",
     },

@@ -19,6 +19,7 @@ from deepseek_hpf.profiler.profile import profile
 from deepseek_hpf.profiler.report import ProfileReport
 
 logger = logging.getLogger(__name__)
+_STATE = ("trainable", "non_trainable", "optimizer", "metrics")
 
 
 class PrecisionProfiler(keras.callbacks.Callback):
@@ -130,7 +131,7 @@ class PrecisionProfiler(keras.callbacks.Callback):
             batches = stream if isinstance(stream, list) else list(itertools.islice(stream, steps))
             if not batches:
                 return function(*arguments)  # ends as at the end of the data
-            with _values_of(self._trained, state):
+            with values_in_fit(self._trained, state):
                 for offset, batch in enumerate(batches):
                     if (step + offset) % self.every == 0:
                         self._look(step + offset, batch, function)
@@ -142,7 +143,7 @@ class PrecisionProfiler(keras.callbacks.Callback):
     def _look(self, step: int, batch: Any, function: Callable[..., Any]) -> None:
         counts = self._census and self._counted[0] is not function
         try:
-            report = profile(self._trained, _parts(batch), ranges=self._ranges, census=counts)
+            report = profile(self._trained, batch_parts(batch), ranges=self._ranges, census=counts)
         except ConfigError as error:
             logger.warning("No profile of step %d: %s", step, error)
             return
@@ -157,7 +158,7 @@ class PrecisionProfiler(keras.callbacks.Callback):
             report.to_json(self.log_dir / f"profile-{step}.json")
 
 
-def _parts(batch: Any) -> tuple[Any, ...]:
+def batch_parts(batch: Any) -> tuple[Any, ...]:
     """`(x, y)` or `(x, y, sample_weight)`; TensorFlow's empty optionals become None."""
     plain = keras.tree.map_structure(
         lambda each: None if type(each).__name__.startswith("_Optional") else each, batch
@@ -167,20 +168,30 @@ def _parts(batch: Any) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _values_of(model: keras.Model, state: list[Any]) -> Iterator[None]:
+def values_in_fit(model: keras.Model, state: list[Any]) -> Iterator[None]:
     """Gives the variables the values that JAX's `fit` holds for them, for as long as this lasts."""
     if not state:
         yield
         return
     held, synced = getattr(model, "_jax_state", None), model._jax_state_synced
-    names = ("trainable", "non_trainable", "optimizer", "metrics")
-    model._jax_state = {
-        f"{name}_variables": values for name, values in zip(names, state[0], strict=True)
-    }
-    model._jax_state_synced = False
-    model.jax_state_sync()
+    hand_back(model, state)
     try:
         yield
     finally:
-        model._purge_model_variables(**{f"{name}_variables": True for name in names})
+        model._purge_model_variables(**{f"{name}_variables": True for name in _STATE})
         model._jax_state, model._jax_state_synced = held, synced
+
+
+def hand_back(model: keras.Model, state: list[Any]) -> None:
+    """Gives the variables the values that JAX's `fit` holds for them.
+
+    Args:
+        model: The model.
+        state: What `fit` passes to the training function before the data; empty elsewhere.
+    """
+    if state:
+        model._jax_state = {
+            f"{name}_variables": values for name, values in zip(_STATE, state[0], strict=True)
+        }
+        model._jax_state_synced = False
+        model.jax_state_sync()

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 import keras
 
-from deepseek_hpf.adapters.activation_storage import StorageChooser, keeps_less
+from deepseek_hpf.adapters.activation_storage import COMPRESSED, StorageChooser, keeps_less
 from deepseek_hpf.adapters.compiled import forget_compiled_functions
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.adapters.walk import WalkedLayer, walk
@@ -14,8 +14,6 @@ from deepseek_hpf.memory.memory_goal import meet_goal
 from deepseek_hpf.storage.stored_call import MODULES, SMALLEST
 
 Storage = Literal["int8", "int4", "sparse", "recompute"]
-
-_PLACE = "_deepseek_hpf_compressed"
 
 
 def compress_activations(
@@ -99,7 +97,7 @@ def compress_activations(
             log.set_on_instance(layer, "call", chooser.hook(layer, chosen).wrap(layer.call))
         sizes = met.assignment.all_bytes, met.assignment.kept_bytes
         report = CompressionReport(met.rows, *sizes, _revert=revert)
-    log.set_on_instance(model, _PLACE, True)
+    log.set_on_instance(model, COMPRESSED, True)
     forget_compiled_functions(model)
     return report
 
@@ -130,7 +128,7 @@ def _check(model: keras.Model, storage: str | None, smallest: int) -> None:
         raise ConfigError(
             f"Expected a built model. Received: {model.name!r}, which is not. Call it on a batch."
         )
-    if vars(model).get(_PLACE):
+    if vars(model).get(COMPRESSED):
         raise ConfigError(
             f"The activations of {model.name!r} are compressed already. Call `revert` of its "
             "report first."
