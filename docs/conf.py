@@ -37,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+smartquotes = False  # they would make a dash of the two of `--suite`
 # Docstrings have single backticks, as Keras's do.
 default_role = "code"
 

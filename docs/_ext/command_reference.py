@@ -60,5 +60,5 @@ def _row(option: Any) -> str:
 
 def _kind(option: Any) -> str:
     """What stands for the value of an option that names nothing better."""
-    default = option.default
-    return {int: "NUMBER", float: "NUMBER"}.get(type(default), option.name.upper())
+    is_number = isinstance(option.default, int | float) or getattr(option, "min", None) is not None
+    return "NUMBER" if is_number else str(option.name).upper()

@@ -8,7 +8,7 @@ from deepseek_hpf.config import PrecisionConfig
 
 Schema = dict[str, Any]
 
-# Heading of each section, in the order of the page: definition in the schema, key, what it is.
+# Headings of sections, in the order of the page. Others follow, under the name of their class.
 SECTIONS = {
     "PrecisionRule": "A rule, in `rules`",
     "LossScaleConfig": "`loss_scale`",
@@ -16,25 +16,25 @@ SECTIONS = {
     "ValueConfig": "`clipping` of kind `value`",
     "AdaptiveConfig": "`clipping` of kind `adaptive`",
     "AnomalyConfig": "`clipping` of kind `anomaly`",
+    "ActivationsConfig": "`activations`",
     "DynamicConfig": "`dynamic`",
     "SchedulePhase": "A phase, in `dynamic`'s `schedule`",
 }
 
 
 def configuration_reference() -> str:
-    """Returns the keys of the configuration file, section by section, as Markdown.
-
-    Raises:
-        ValueError: The schema has a section that `SECTIONS` does not, or the other way round.
-    """
+    """Returns the keys of the configuration file, section by section, as Markdown."""
     schema = PrecisionConfig.json_schema()
     definitions: Schema = schema["$defs"]
-    if definitions.keys() != SECTIONS.keys():
-        raise ValueError(f"expected SECTIONS to name {sorted(definitions)}")
+    names = sorted(definitions, key=lambda name: [*SECTIONS, name].index(name))
     parts = ["### The whole file", *_keys(schema)]
-    for name, heading in SECTIONS.items():
-        parts += [f"### {heading}", _prose(definitions[name]), *_keys(definitions[name])]
+    for name in names:
+        parts += [f"### {_heading(name)}", _prose(definitions[name]), *_keys(definitions[name])]
     return "\n\n".join(parts)
+
+
+def _heading(name: str) -> str:
+    return SECTIONS.get(name, f"`{name.removesuffix('Config').lower()}`")
 
 
 def _prose(section: Schema) -> str:
@@ -91,7 +91,7 @@ def _bounded(found: Schema) -> str:
 
 def _link(reference: str) -> str:
     """The section, named by the kind of clipping where it is one."""
-    heading = SECTIONS[reference.rpartition("/")[2]]
+    heading = _heading(reference.rpartition("/")[2])
     words = heading.rpartition(" ")[2] if " of kind " in heading else "object"
     anchor = re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
     return f"[{words}](#{anchor})"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pages import DOCS, PAGES, ROOT, blocks, commands
+from run_pages import run
 
 import deepseek_hpf
 from deepseek_hpf.config import PrecisionConfig
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.pure
 
 AUTODOC = re.compile(r"^\.\. auto\w+:: (\S+)$", re.MULTILINE)
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
+PYTORCH = DOCS / "pytorch.md"
 WITH_COMMANDS = [page for page in [*PAGES, ROOT / "README.md"] if commands(page)]
 
 
@@ -48,22 +50,38 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert {page.relative_to(DOCS).with_suffix(".html") for page in PAGES} <= written
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What the code of each page did: one process for Keras's, and one without Keras."""
+    folder = tmp_path_factory.mktemp("pages")
+    environment = {**os.environ, "DEEPSEEK_HPF_CACHE": str(folder), "PYTHONPATH": str(ROOT)}
+    found = {}
+    for pages in ([p for p in WITH_CODE if p != PYTORCH], [PYTORCH]):
+        script, results = Path(__file__).parent / "run_pages.py", folder / "results.json"
+        command = [sys.executable, str(script), str(results), *map(str, pages)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        found |= json.loads(results.read_text(encoding="utf-8"))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
-def test_the_code_of_a_page_runs(page, tmp_path):
-    environment = {**os.environ, "DEEPSEEK_HPF_CACHE": str(tmp_path / "cache")}
-    environment["PYTHONPATH"] = str(ROOT)
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    script = Path(__file__).parent / "run_page.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(page)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_code_of_a_page_runs(page, outcomes):
+    assert isinstance(outcomes[str(page)], int), outcomes[str(page)]
+
+
+@pytest.mark.slow
+def test_outputs_are_compared(outcomes):
+    assert sum(count for count in outcomes.values() if isinstance(count, int)) > 30
+
+
+def test_a_wrong_output_is_seen(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)  # 2\nprint(1 + 1)  # 3\n```\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="expected '3', as it says"):
+        run(page)
 
 
 def test_the_configurations_are_valid():
