@@ -47,5 +47,5 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
-pygments_style = "friendly"
+pygments_style = "default"  # its comments have enough contrast
 pygments_dark_style = "github-dark"

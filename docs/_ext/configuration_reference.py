@@ -98,7 +98,8 @@ def _link(reference: str) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e5 else f"{value}"
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def _escaped(text: str) -> str:

@@ -7,8 +7,6 @@ import sys
 import pytest
 from recipes import change, copied, follow, recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.backend("tensorflow")]
-
 
 RECIPES = ("Add a controller", "Add a clipping rule", "Add a hardware vendor", "Add a kernel")
 ORDER = (  # of the imports, and where frameworks may be imported
@@ -18,6 +16,8 @@ ORDER = (  # of the imports, and where frameworks may be imported
 WRITE_SCHEMA = "from deepseek_hpf.cli.main import run; run(['schema', '-o', 'schema.json'])"
 
 
+@pytest.mark.slow
+@pytest.mark.backend("tensorflow")
 def test_the_recipes_work(tmp_path):
     folder = copied(tmp_path)
 
@@ -45,6 +45,7 @@ def test_the_recipes_work(tmp_path):
     python("-m", "ruff", "format", "--check", *paths)
 
 
+@pytest.mark.pure
 def test_a_change_that_does_not_fit_is_seen(tmp_path):
     (tmp_path / "a.py").write_text("one\ntwo\n")
     change("--- a.py\n one\n-two\n+three\n", tmp_path)
