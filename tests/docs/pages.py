@@ -13,6 +13,7 @@ BLOCK = re.compile(
     r"(?P<options>(?::\w+:[^\n]*\n)*)\n?(?P<text>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+INLINE = re.compile(r"`(hpf(?:_profiler)? [^`]+)`")
 CAPTION = re.compile(r"^:caption: (?P<name>\S+)$", re.MULTILINE)
 
 
@@ -52,3 +53,8 @@ def commands(page: Path) -> list[str]:
     text = "".join(block.text for block in blocks(page, "sh"))
     lines = (line.partition(" #")[0].strip() for line in text.replace("\\\n", " ").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def mentioned(page: Path) -> list[str]:
+    """The commands of ours in a page's sentences."""
+    return INLINE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))

@@ -7,7 +7,6 @@ import sys
 import pytest
 from recipes import change, copied, follow, recipe
 
-
 RECIPES = ("Add a controller", "Add a clipping rule", "Add a hardware vendor", "Add a kernel")
 ORDER = (  # of the imports, and where frameworks may be imported
     "tests/test_imports.py::test_imports_go_one_way",

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import DOCS, PAGES, ROOT, blocks, commands
+from pages import DOCS, PAGES, ROOT, blocks, commands, mentioned
 from run_pages import run
 
 import deepseek_hpf
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.pure
 AUTODOC = re.compile(r"^\.\. auto\w+:: (\S+)$", re.MULTILINE)
 WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 PYTORCH = DOCS / "pytorch.md"
-WITH_COMMANDS = [page for page in [*PAGES, ROOT / "README.md"] if commands(page)]
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+WITH_COMMANDS = [page for page in TEXTS if commands(page) or mentioned(page)]
 
 
 def name_of(page: Path) -> str:
@@ -96,6 +97,9 @@ def test_the_commands_are_there(page):
     for line in commands(page):
         problem = wrong_with(line)
         assert problem is None, f"{line}: {problem}"
+    for line in mentioned(page):  # in a sentence, what a command needs may be left out
+        problem = wrong_with(line)
+        assert problem is None or "Missing" in problem, f"{line}: {problem}"
 
 
 def wrong_with(line: str) -> str | None:
@@ -114,6 +118,8 @@ def wrong_with(line: str) -> str | None:
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in known), None)
     if name is None:
         return "no such command"
+    if words[-1] == "--help":
+        return None
     try:
         known[name].make_context(name, words[len(name.split()) :])
     except Exception as error:  # noqa: BLE001 - typer's have other names in older versions
