@@ -12,6 +12,7 @@ from deepseek_hpf.callbacks.precision_overrides import PrecisionOverrides
 from deepseek_hpf.config import PrecisionConfig
 from deepseek_hpf.config_dynamic import DynamicConfig
 from deepseek_hpf.config_wording import shown
+from deepseek_hpf.distributed.keras_processes import agreed
 from deepseek_hpf.dynamic.control import MakeController
 from deepseek_hpf.dynamic.event_log import EventLog
 from deepseek_hpf.dynamic.history import EventHistory
@@ -114,7 +115,8 @@ class DynamicPrecision(PrecisionOverrides):
             model: The model.
         """
         if self._run is None or self._run.model is not model:
-            self._run = DynamicRun(model, self._config, self._make_controller)
+            make_controller = agreed(self._make_controller, model)
+            self._run = DynamicRun(model, self._config, make_controller)
         self._run.step_aside()
         super().set_model(model)
         if self.report is not None:

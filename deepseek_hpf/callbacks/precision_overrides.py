@@ -9,6 +9,7 @@ from deepseek_hpf.adapters.apply import apply_policy, as_policy
 from deepseek_hpf.adapters.report import OverrideReport
 from deepseek_hpf.adapters.training_watch import TrainingWatch
 from deepseek_hpf.config import PrecisionConfig
+from deepseek_hpf.distributed.keras_processes import check_processes
 from deepseek_hpf.policy import MixedPrecisionPolicy
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,13 @@ class PrecisionOverrides(keras.callbacks.Callback):
 
         Args:
             model: The model.
+
+        Raises:
+            ConfigError: Of several processes one has another policy or configuration.
+            PrecisionError: Several processes would not train one model.
         """
         super().set_model(model)
+        check_processes(model, self.policy)
         self.report = self._apply(model)
         if self._watch is None or self._watch.model is not model:
             self._watch = TrainingWatch(model)

@@ -38,7 +38,7 @@ class GroupAgreement(NoAgreement):
         decision, leaders = self._coordination.decide(
             state,
             nonfinite=not (shards.finite and whole.finite),
-            squared_norms=(shards.norm**2,),
+            sums=(shards.norm**2,),
         )
         if leaders is not None:
             loss_scale.follow(leaders["scale"])

@@ -51,7 +51,7 @@ class Coordination:
         state: Mapping[str, Any],
         *,
         nonfinite: bool = False,
-        squared_norms: Sequence[float] = (),
+        sums: Sequence[float] = (),
     ) -> tuple[Decision, dict[str, Any] | None]:
         """Comes to one decision; every rank calls it, at the same step.
 
@@ -59,7 +59,7 @@ class Coordination:
             state: What the ranks should agree on by now, a JSON value: the scale, the digest of the
                 plan. Its key "step" is the number of the step, where given.
             nonfinite: Whether this rank found an inf or a NaN.
-            squared_norms: This rank's parts of squared norms.
+            sums: Numbers to be added over the ranks, such as parts of squared norms.
 
         Returns:
             The decision, and the leader's state if this rank has another one: it has to take it
@@ -73,7 +73,7 @@ class Coordination:
             rank=self.group.rank,
             fingerprint=fingerprint(state),
             nonfinite=nonfinite,
-            squared_norms=tuple(squared_norms),
+            sums=tuple(sums),
         ).encode()
         self.messages += 1
         self.message_bytes = BYTES * len(message)

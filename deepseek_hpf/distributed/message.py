@@ -7,7 +7,7 @@ One all-reduce with SUM carries everything:
 - *agreement*: a fingerprint, as four whole numbers of 16 bits, and their squares. By the inequality
   of Cauchy and Schwarz `n * sum(x**2) == sum(x)**2` holds exactly if all `x` are equal. The sums
   are exact in float64 up to 2**21 ranks, so that every rank comes to the same conclusion.
-- *norms*: squared, because squares of shards add up.
+- *sums*: whatever is to be added over the ranks, such as the squared norms of shards.
 """
 
 import math
@@ -20,7 +20,7 @@ from deepseek_hpf.errors import PrecisionError
 
 FRAGMENT = 2  # bytes of a fingerprint that are one number
 FRAGMENTS = SIZE // FRAGMENT
-HEAD = 3 + 2 * FRAGMENTS  # numbers before the norms
+HEAD = 3 + 2 * FRAGMENTS  # numbers before the sums
 MAX_RANKS = 2**21
 
 
@@ -32,30 +32,30 @@ class StepMessage:
         rank: Its number, from 0.
         fingerprint: Of what all ranks have to agree on.
         nonfinite: Whether it found an inf or a NaN.
-        squared_norms: Parts of squared norms, to be added over the ranks. One that is not finite
-            counts as a finding.
+        sums: Numbers to be added over the ranks, such as parts of squared norms. One that is not
+            finite counts as a finding.
 
     Example:
         >>> from deepseek_hpf.distributed.fingerprint import fingerprint
         >>> from deepseek_hpf.distributed.message import StepMessage, decide
         >>> same = fingerprint({"scale": 32768.0})
         >>> messages = [
-        ...     StepMessage(rank=0, fingerprint=same, nonfinite=False, squared_norms=(9.0,)),
-        ...     StepMessage(rank=1, fingerprint=same, nonfinite=False, squared_norms=(16.0,)),
+        ...     StepMessage(rank=0, fingerprint=same, nonfinite=False, sums=(9.0,)),
+        ...     StepMessage(rank=1, fingerprint=same, nonfinite=False, sums=(16.0,)),
         ... ]
         >>> total = [sum(column) for column in zip(*(m.encode() for m in messages))]
         >>> decide(total, size=2)
-        Decision(skip=False, nonfinite_ranks=0, culprit=None, agreed=True, norms=(5.0,))
+        Decision(skip=False, nonfinite_ranks=0, culprit=None, agreed=True, sums=(25.0,))
     """
 
     rank: int
     fingerprint: bytes
     nonfinite: bool
-    squared_norms: tuple[float, ...] = ()
+    sums: tuple[float, ...] = ()
 
     def encode(self) -> list[float]:
         """Returns the numbers that are sent, float64; none of them is an inf or a NaN."""
-        finite = all(map(math.isfinite, self.squared_norms))
+        finite = all(map(math.isfinite, self.sums))
         flag = float(self.nonfinite or not finite)
         whole = [
             int.from_bytes(self.fingerprint[i : i + FRAGMENT], "big")
@@ -67,7 +67,7 @@ class StepMessage:
             flag * self.rank,
             *map(float, whole),
             *(float(x * x) for x in whole),
-            *(0.0 if flag else squared for squared in self.squared_norms),
+            *(0.0 if flag else number for number in self.sums),
         ]
 
 
@@ -80,15 +80,19 @@ class Decision:
         nonfinite_ranks: Number of ranks that found an inf or a NaN.
         culprit: The rank that did, where it is one; else None.
         agreed: Whether all ranks sent the same fingerprint.
-        norms: Norms over all ranks, at most float32's largest number; of the finite ranks only
-            where the step is skipped.
+        sums: Sums over the ranks; over those that found nothing, where the step is skipped.
     """
 
     skip: bool
     nonfinite_ranks: int
     culprit: int | None
     agreed: bool
-    norms: tuple[float, ...]
+    sums: tuple[float, ...]
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Square roots of the sums, at most float32's largest number."""
+        return tuple(min(math.sqrt(max(total, 0.0)), FLOAT32_MAX) for total in self.sums)
 
 
 def decide(total: Sequence[float], size: int) -> Decision:
@@ -118,5 +122,5 @@ def decide(total: Sequence[float], size: int) -> Decision:
         nonfinite_ranks=nonfinite,
         culprit=int(total[2]) if nonfinite == 1 else None,
         agreed=agreed,
-        norms=tuple(min(math.sqrt(max(squared, 0.0)), FLOAT32_MAX) for squared in total[HEAD:]),
+        sums=tuple(total[HEAD:]),
     )

@@ -20,9 +20,7 @@ def decided(states, flags=None):
 
     def work(group):
         coordination = Coordination(group, {})
-        return coordination.decide(
-            states[group.rank], nonfinite=flags[group.rank], squared_norms=(1.0,)
-        )
+        return coordination.decide(states[group.rank], nonfinite=flags[group.rank], sums=(1.0,))
 
     return on_ranks(len(states), work)
 
@@ -77,6 +75,6 @@ def test_ranks_at_different_steps_are_refused_on_all():
 def test_messages_are_counted():
     coordination = Coordination(Alone(), {})
     for _ in range(3):
-        coordination.decide({}, squared_norms=(1.0, 2.0))
+        coordination.decide({}, sums=(1.0, 2.0))
     assert coordination.messages == 3
     assert coordination.message_bytes == 8 * (11 + 2)

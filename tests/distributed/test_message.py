@@ -27,7 +27,7 @@ def said_by(flags, prints, norms=None):
     norms = [()] * len(flags) if norms is None else norms
     each = zip(flags, prints, norms, strict=True)
     return [
-        StepMessage(rank=r, nonfinite=flag, fingerprint=print_, squared_norms=squared)
+        StepMessage(rank=r, nonfinite=flag, fingerprint=print_, sums=squared)
         for r, (flag, print_, squared) in enumerate(each)
     ]
 
