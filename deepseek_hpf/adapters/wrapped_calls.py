@@ -21,6 +21,7 @@ from deepseek_hpf.adapters.kernel_choice import (
     settled,
     with_kernels,
 )
+from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.planning import Draft, compute_dtypes
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.config import PrecisionConfig
@@ -140,7 +141,7 @@ class WrappedCalls:
             changed = True
         for key, hook in wanted.items():
             wrapper = hook.wrap(hook.target.call)
-            log.set_on_instance(hook.target, "call", wrapper)
+            set_call(log, hook.target, wrapper)
             self._hooks[key] = (hook.target, hook.kind, wrapper)
             changed = True
         return changed

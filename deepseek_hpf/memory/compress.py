@@ -6,6 +6,7 @@ import keras
 
 from deepseek_hpf.adapters.activation_storage import COMPRESSED, StorageChooser, keeps_less
 from deepseek_hpf.adapters.compiled import forget_compiled_functions
+from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.adapters.walk import WalkedLayer, walk
 from deepseek_hpf.errors import ConfigError, ConfigTypeError
@@ -94,7 +95,7 @@ def compress_activations(
     else:
         met = meet_goal(model, memory_goal, batch, chooser=chooser, seed=seed, smallest=smallest)
         for layer, chosen in met.chosen:
-            log.set_on_instance(layer, "call", chooser.hook(layer, chosen).wrap(layer.call))
+            set_call(log, layer, chooser.hook(layer, chosen).wrap(layer.call))
         sizes = met.assignment.all_bytes, met.assignment.kept_bytes
         report = CompressionReport(met.rows, *sizes, _revert=revert)
     log.set_on_instance(model, COMPRESSED, True)
@@ -111,7 +112,7 @@ def _compress(
         reason = "a rule says how it keeps them"
     if reason is not None:
         return CompressionRow(walked.path, walked.class_name, None, reason)
-    log.set_on_instance(layer, "call", chooser.hook(layer, storage).wrap(layer.call))
+    set_call(log, layer, chooser.hook(layer, storage).wrap(layer.call))
     return CompressionRow(walked.path, walked.class_name, storage)
 
 

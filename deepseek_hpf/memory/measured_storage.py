@@ -10,6 +10,7 @@ import numpy as np
 
 from deepseek_hpf.adapters.activation_storage import StorageChooser
 from deepseek_hpf.adapters.adjoining_step import standing_in, values_restored
+from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.random_generators import random_states_kept
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.errors import ConfigError, PrecisionError
@@ -62,7 +63,7 @@ class MeasuredStorage:
         log, calls = UndoLog(), counted_calls()
         try:
             for path, layer in layers.items():
-                log.set_on_instance(layer, "call", calls.counted(layer, layer.call, path, count))
+                set_call(log, layer, calls.counted(layer, layer.call, path, count))
             importlib.import_module(name).run(self._model, *self._batch)
         finally:
             log.undo()

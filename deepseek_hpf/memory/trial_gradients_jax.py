@@ -9,6 +9,7 @@ import jax
 import keras
 
 from deepseek_hpf.adapters.activation_storage import StorageChooser
+from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.undo import UndoLog
 from deepseek_hpf.memory.counted_step_jax import loss_of, state_of
 from deepseek_hpf.memory.trial_gradients import Gradients, Trial
@@ -47,7 +48,7 @@ def trying(
     try:
         for layer in {id(layer): layer for layer, _ in trials}.values():
             wrapper = tried(layer, layer.call, by_layer[id(layer)], chosen)
-            log.set_on_instance(layer, "call", wrapper)
+            set_call(log, layer, wrapper)
         yield gradients
     finally:
         log.undo()
