@@ -45,6 +45,10 @@ class HybridPrecisionContext:
     starts at the outermost module that is called. Clipping that is `adaptive` takes an index of the
     first axis as a unit, which PyTorch keeps for outputs.
 
+    Rules with `activations` have what the operations of a module save for the backward pass kept in
+    8 bits (`"int8"`), in 4, or exactly where that takes fewer bytes (`"sparse"`): never parameters,
+    nothing under 4 KiB, and what is not finite as it is. Results of the forward pass do not change.
+
     A model that was converted to float16 or bfloat16 is refused, unless the configuration has
     `master_weights`: then its gradients are float32, and optimizers update float32 masters, which
     are in `state_dict`.
@@ -200,12 +204,11 @@ class HybridPrecisionContext:
 
 def _tell_of_ignored(config: PrecisionConfig) -> None:
     """Warns of what a file, shared with Keras, asks for and this context does not do."""
-    asked = {
-        field
-        for rule in config.rules
-        for field in ("backward", "activations")
-        if getattr(rule, field) is not None
-    }
+    asked = {"backward" for rule in config.rules if rule.backward is not None}
+    if any(rule.activations == "recompute" for rule in config.rules):
+        asked.add('"activations": "recompute" (use torch.utils.checkpoint)')
+    if config.activations is not None:
+        asked.add("memory_goal")
     if config.dynamic is not None:
         asked.add("dynamic")
     if asked:

@@ -20,6 +20,7 @@ from deepseek_hpf.torch.regions import Regions, uses_float16
 from deepseek_hpf.torch.running_statistics import BATCH_NORM, RunningStatistics
 from deepseek_hpf.torch.scaled_backward import can_be_scaled, divided_on_arrival, leaves_of
 from deepseek_hpf.torch.steps import Arguments, Steps
+from deepseek_hpf.torch.storage_regions import StorageRegions
 from deepseek_hpf.torch.verdicts import Verdicts
 
 # What `torch.amp.GradScaler` calls before a step.
@@ -33,7 +34,7 @@ class Entry:
 
     Args:
         dtypes: Autocast's, by type of device.
-        rules: Regions of other dtypes.
+        rules: Regions of other dtypes, and of other storage.
         loss_scale: For float16.
         verdicts: Judges optimizer steps.
         masters: Has gradients arrive in float32.
@@ -50,7 +51,7 @@ class Entry:
     ):
         self._masters = masters
         self.dtypes = dtypes
-        self._regions = Regions(rules, self)
+        self._regions = (Regions(rules, self), StorageRegions(rules, self))
         self._float16_somewhere = uses_float16(rules)
         self._loss_scale = loss_scale
         self._verdicts = verdicts
@@ -66,7 +67,8 @@ class Entry:
         with ExitStack() as exits:
             exits.enter_context(entered.autocast(self.dtypes))
             exits.enter_context(_Seeing(self))
-            self._regions.watch(exits)
+            for regions in self._regions:
+                regions.watch(exits)
             exits.callback(self.steps.abandon)
             entered.push(self)
             exits.callback(entered.remove, self)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from deepseek_hpf.config import PrecisionRule
 from deepseek_hpf.errors import ConfigError
-from deepseek_hpf.scheduling.rules import LayerNode, RuleResolution, resolve_rules
+from deepseek_hpf.scheduling.rules import LayerNode, RuleField, RuleResolution, resolve_rules
 from deepseek_hpf.torch import entered
 from deepseek_hpf.torch.precision import AUTO, POLICIES
 
@@ -25,7 +25,6 @@ WRAPPERS = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",
 }
-DTypes = dict[str, torch.dtype]
 LOW = (torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,10 @@ class Regions:
         entry: The `with` block; the hooks act where it is the innermost.
     """
 
+    field: RuleField = "policy"
+
     def __init__(self, rules: Sequence[PrecisionRule], entry: Any):
-        self._rules = [_with_slashes(rule) for rule in rules if "policy" in rule.model_fields_set]
+        self._rules = [_with_slashes(rule) for rule in rules if self.field in rule.model_fields_set]
         self._entry = entry
         self._roots: WeakSet[torch.nn.Module] = WeakSet()
         self._resolutions: list[RuleResolution] = []
@@ -67,41 +68,41 @@ class Regions:
             return None
         root = _unwrapped(module)
         self._roots.add(root)
-        dtypes = self._hook_modules(root).get(root)
+        values = self._hook_modules(root)
         # PyTorch collected this module's own hooks before it called this one.
-        if dtypes is None or root is not module:
+        if root not in values or root is not module:
             return None
-        return self._enter(module, dtypes, args, {})[0]
+        return self._enter(module, values[root], args, {})[0]
 
     @torch.compiler.disable
     def _ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if entered.is_innermost(self._entry):
             self._depth = max(self._depth - 1, 0)
 
-    def _hook_modules(self, root: torch.nn.Module) -> "dict[torch.nn.Module, DTypes]":
+    def _hook_modules(self, root: torch.nn.Module) -> dict[torch.nn.Module, Any]:
         modules = {name.replace(".", "/"): module for name, module in root.named_modules()}
         resolution = resolve_rules(self._rules, [_node(p, m) for p, m in modules.items()])
         self._resolutions.append(resolution)
-        dtypes = {
-            module: self._dtypes(resolution.setting(path, "policy"))
+        values = {
+            module: self._value(resolution.setting(path, self.field), module)
             for path, module in modules.items()
             if path in resolution.winner
         }
-        for module in dtypes:
-            self._hook(module, dtypes[module])
-        return dtypes
+        for module, value in values.items():
+            self._hook(module, value)
+        return values
 
-    def _dtypes(self, found: "tuple[Any, int] | None") -> DTypes:
+    def _value(self, found: "tuple[Any, int] | None", module: torch.nn.Module) -> Any:
         """What a rule says; where it is "auto", or taken back, what the context says."""
         if found is None or found[0] == AUTO:
             return self._entry.dtypes
         return dict.fromkeys(self._entry.dtypes, POLICIES[found[0]])
 
-    def _hook(self, module: torch.nn.Module, dtypes: DTypes) -> None:
+    def _hook(self, module: torch.nn.Module, value: Any) -> None:
         @torch.compiler.disable
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
             if entered.is_innermost(self._entry):
-                return self._enter(module, dtypes, args, kwargs)
+                return self._enter(module, value, args, kwargs)
             return None
 
         before = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
@@ -109,12 +110,15 @@ class Regions:
         self._hooks.callback(before.remove)
         self._hooks.callback(after.remove)
 
-    def _enter(self, module: torch.nn.Module, dtypes: DTypes, args: Any, kwargs: Any) -> Any:
-        self._open.append((module, entered.autocast(dtypes)))
-        if set(dtypes.values()) != {torch.float32}:
+    def _enter(self, module: torch.nn.Module, value: Any, args: Any, kwargs: Any) -> Any:
+        self._open.append((module, self._region(value)))
+        if self.field != "policy" or set(value.values()) != {torch.float32}:
             return args, kwargs
         # Without autocast, inputs and float32 weights have to agree.
         return _widened(args), _widened(kwargs)
+
+    def _region(self, value: Any) -> ExitStack:
+        return entered.autocast(value)
 
     @torch.compiler.disable
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:

@@ -313,11 +313,11 @@ def test_the_configuration_is_the_same_file(tmp_path):
 
 
 def test_what_has_no_effect_is_told(caplog):
-    rule = {"layers": "*", "policy": "float32", "activations": "int8"}
+    rule = {"layers": "*", "policy": "float32", "backward": "float32"}
     with caplog.at_level(logging.WARNING):
         HybridPrecisionContext("fp16", {"rules": [rule], "dynamic": {}, "kernels": False})
     (record,) = caplog.records
-    assert record.getMessage() == "Without effect on plain PyTorch so far: activations, dynamic."
+    assert record.getMessage() == "Without effect on plain PyTorch so far: backward, dynamic."
 
 
 @pytest.mark.parametrize("config", [3, [], object()])
