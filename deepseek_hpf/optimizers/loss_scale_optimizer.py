@@ -22,6 +22,7 @@ from deepseek_hpf.optimizers.saved_state import SavesState
 from deepseek_hpf.optimizers.stepping import TakesSteps
 from deepseek_hpf.optimizers.tracing import is_tracing
 from deepseek_hpf.optimizers.transition import ScaleRules, bounded
+from deepseek_hpf.optimizers.unconverted import unconverted
 from deepseek_hpf.optimizers.watched import Watched
 
 Tensor = Any
@@ -159,6 +160,7 @@ class LossScaleOptimizer(
         """Returns the loss scale as a float32 scalar, or None without scaling."""
         return bounded(self.dynamic_scale, self.scale_rules) if self.scales_loss else None
 
+    @unconverted
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Returns the loss times the loss scale; without scaling, the loss itself."""
         if not self.scales_loss:

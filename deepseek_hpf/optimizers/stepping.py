@@ -10,6 +10,7 @@ from keras import ops
 from deepseek_hpf.optimizers.apply_to_values import apply_to_values
 from deepseek_hpf.optimizers.optimizer_part import OptimizerPart
 from deepseek_hpf.optimizers.step import Step
+from deepseek_hpf.optimizers.unconverted import unconverted
 
 Tensor = Any
 
@@ -17,6 +18,7 @@ Tensor = Any
 class TakesSteps(OptimizerPart):
     """Part of an optimizer: `apply`, and the same as a function of values."""
 
+    @unconverted
     def apply(
         self,
         grads: Sequence[Tensor | None],

@@ -88,7 +88,12 @@ def test_a_comparison_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_float16_overflow(tmp_path):
-    done = call("float16_overflow.py", "--events", str(tmp_path / "events.jsonl"))
+    # The float16 products of oneDNN take minutes on some CPUs.
+    done = call(
+        "float16_overflow.py",
+        *("--events", str(tmp_path / "events.jsonl")),
+        TF_ENABLE_ONEDNN_OPTS="0",
+    )
     assert done.returncode == 0, done.stderr
     rows = {line[:26].rstrip(): line[26:].split() for line in done.stdout.splitlines()[1:4]}
     wide, keras, dynamic = rows.values()
@@ -103,3 +108,24 @@ def test_float16_overflow(tmp_path):
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "events.jsonl").open()]
     assert kinds.count("overflow") == int(dynamic[4])
     assert "promote" in kinds
+
+
+@pytest.mark.slow
+def test_custom_training_loop():
+    done = call("custom_training_loop.py", "--policy", "mixed_float16", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    assert "AutoGraph" not in done.stderr
+    words = done.stdout.splitlines()[-1].split()
+    assert float(words[words.index("accuracy") + 1].rstrip(",")) > 0.8
+    assert words[-1] == "0"
+
+
+@pytest.mark.slow
+def test_transfer_learning():
+    done = call("transfer_learning.py", "--policy", "mixed_bfloat16", "--epochs", "15")
+    assert done.returncode == 0, done.stderr
+    shares = [float(line.split()[-1].rstrip("%")) for line in done.stdout.splitlines()[-3:]]
+    first, head, thawed = shares
+    assert first > 90
+    assert min(head, thawed) > 50  # 20 is a guess among five digits
+    assert "body/conv1" in done.stdout
