@@ -1,8 +1,10 @@
 """`DynamicPrecision` in `fit`: what is traced, in which dtype, how often, and what is told."""
 
 import doctest
+import importlib
 import itertools
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -42,14 +44,23 @@ def dynamic(moves=None, made=None, policy="mixed_bfloat16", **options):
         pytest.param(
             "mixed_bfloat16",
             {"jit_compile": True},
-            marks=[slow, pytest.mark.backend("tensorflow")],  # JAX always does
+            marks=[
+                slow,
+                pytest.mark.backend("tensorflow", "torch"),  # JAX always does
+                pytest.mark.timeout(1500),  # inductor compiles for minutes
+            ],
         ),
     ],
 )
 def test_without_a_switch_it_trains_as_the_static_policy(policy, options):
+    if BACKEND == "torch" and "jit_compile" in options and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler")
     x, y = data(30)  # the last batch is short
     results, histories = [], []
     for callback in (PrecisionOverrides(policy), dynamic(policy=policy)):
+        if BACKEND == "torch" and "jit_compile" in options:
+            # It counts recompilations per function, not per model, and gives up on the eighth.
+            importlib.import_module("torch._dynamo").reset()
         own = dict(options)
         if own.get("optimizer") == "accumulating":
             own["optimizer"] = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
