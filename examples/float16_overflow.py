@@ -4,14 +4,13 @@
     hpf events overflow.jsonl
 
 The network is residual and not normalized between its blocks, so the residual stream grows from
-block to block, and as it learns: at first to about 60,000, within some steps past
-65,504, the largest number that float16 has. Float32 trains on. Keras's `mixed_float16` skips each
-such step and halves the loss scale, which is of no help, until the scale is 0. Under
-`callbacks.DynamicPrecision` the layers at fault go to float32, and the scale is kept.
+block to block, and as it learns: at first to about 60,000, within some steps past 65,504, the
+largest number that float16 has. Float32 trains on. Keras's `mixed_float16` skips each such step and
+halves the loss scale, which is of no help, until the scale is 0. Under `callbacks.DynamicPrecision`
+the layers at fault go to float32, and the scale is kept.
 
-The losses at the end are a hundredth of those at the start, and depend on rounding: float32 with
-its first weights a millionth larger ends up to 8 % from float32 (with a learning rate of 1e-3, as
-much as twice its loss).
+The training losses end below a hundredth of those at the start, and there depend on rounding:
+float32 with its first weights a millionth larger ends up to 8 % away from float32.
 """
 
 import argparse
