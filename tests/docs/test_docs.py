@@ -92,8 +92,8 @@ def wrong_with(line: str) -> str | None:
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         return None if f"\n{words[1]}:" in makefile else "no such target"
-    if words[0] == "python" and words[1].endswith(".py"):
-        return None if (ROOT / words[1]).exists() else "no such script"
+    for script in (word for word in words if word.endswith(".py")):
+        return None if (ROOT / script).exists() else "no such script"
     if not words[0].startswith("hpf"):
         return None
     if words[1:] in (["--help"], ["--version"]):
@@ -119,6 +119,7 @@ def wrong_with(line: str) -> str | None:
         ("hpf tune", "Missing"),
         ("make tea", "target"),
         ("python examples/nothing.py", "script"),
+        ("torchrun --nproc-per-node 2 examples/nothing.py", "script"),
     ],
 )
 def test_a_wrong_command_is_seen(line, words):
