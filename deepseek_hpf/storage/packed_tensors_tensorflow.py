@@ -94,6 +94,9 @@ def pack_values(x: tf.Tensor, storage: str, seed: int) -> Packed:
     """
     bits = BITS[storage]
     parts = compiled(compress, bits, seed)(tf.reshape(x, [-1]))
+    if x.shape.is_fully_defined():
+        for part in parts:  # a function for several sizes does not tell
+            part.set_shape([-(-x.shape.num_elements() // GROUP), None])
     return Packed(parts, shape_of(x), compiled(_restore, bits, x.dtype))
 
 
@@ -132,6 +135,8 @@ def pack_numbers(numbers: tf.Tensor, bits: int) -> Packed:
 
 def _with_numbers(numbers: tf.Tensor, bits: int, dtype: tf.DType) -> Packed:
     packed = compiled(_joined, bits)(tf.reshape(numbers, [-1]))
+    if numbers.shape.is_fully_defined():
+        packed.set_shape([-(-numbers.shape.num_elements() * bits // 8)])
     return Packed((packed,), shape_of(numbers), compiled(_parted, bits, dtype))
 
 

@@ -8,6 +8,8 @@ import jax
 import keras
 from keras.src import backend  # the running scope and masks of tensors have no public access
 
+from deepseek_hpf.storage.repeatable_call import loss_ids_apart
+
 Call = Callable[..., Any]
 
 
@@ -101,8 +103,11 @@ class _Traced:
         self.scope = _Recording(around)
 
     def outputs_of(self, call: Call, args: Any, kwargs: Any) -> list[Any]:
-        with self.scope:
+        with loss_ids_apart(self._layer) as parts, self.scope:
             self._returned, self._tree = jax.tree.flatten(call(*args, **kwargs))
+            self._owners = [
+                [part for part in parts if id(loss) in part._loss_ids] for loss in self.scope.losses
+            ]
         masks = [backend.get_keras_mask(leaf) for leaf in self._arrays_returned()]
         self._masked = [mask is not None for mask in masks]
         updates = [self.scope.get_current_value(v) for v in self.scope.updated.values()]
@@ -125,12 +130,9 @@ class _Traced:
         return [leaf for leaf in self._returned if _is_array(leaf)]
 
     def _hand_on_losses(self, values: Iterator[Any]) -> None:
-        # A layer knows its losses by the identity of the tensors.
-        for inner, value in zip(self.scope.losses, values, strict=True):
-            for owner in self._layer._flatten_layers():
-                if id(inner) in owner._loss_ids:
-                    owner._loss_ids.discard(id(inner))
-                    owner.add_loss(value)
+        for owners, value in zip(self._owners, values, strict=True):
+            for owner in owners:
+                owner.add_loss(value)
 
 
 def _is_array(leaf: Any) -> bool:

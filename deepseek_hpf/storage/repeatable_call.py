@@ -68,17 +68,16 @@ class RepeatableCall:
             The result, and the losses with the layers that have added them; no layer has them now.
         """
         first = self._before is None
-        parts = self._layer._flatten_layers()
-        had = [len(part._losses) for part in parts]
-        result = self(*args, **kwargs)
-        found = []
-        for part, count in zip(parts, had, strict=True):
-            if first:
-                found += [(part, loss) for loss in part._losses[count:]]
-                del part._losses[count:]
-            else:
-                found += [(part, x) for x in self._losses_again if id(x) in part._loss_ids]
-                part._loss_ids.difference_update(id(x) for x in self._losses_again)
+        with loss_ids_apart(self._layer) as parts:
+            had = [len(part._losses) for part in parts]
+            result = self(*args, **kwargs)
+            found = []
+            for part, count in zip(parts, had, strict=True):
+                if first:
+                    found += [(part, loss) for loss in part._losses[count:]]
+                    del part._losses[count:]
+                else:
+                    found += [(part, x) for x in self._losses_again if id(x) in part._loss_ids]
         return result, found
 
     @contextlib.contextmanager
@@ -92,6 +91,31 @@ class RepeatableCall:
         finally:
             for name, value in present.items():
                 global_state.set_global_attribute(name, value)
+
+
+@contextlib.contextmanager
+def loss_ids_apart(layer: keras.Layer) -> Iterator[list[keras.Layer]]:
+    """Has layers know no losses but those that are added within.
+
+    In a stateless scope a layer knows its losses by the identities of tensors, and keeps those of
+    tensors that are gone: a new loss, of another layer, may have the same.
+
+    Args:
+        layer: A layer.
+
+    Yields:
+        The layer and those that it holds.
+    """
+    parts = layer._flatten_layers()
+    before = [set(part._loss_ids) for part in parts]
+    for part in parts:
+        part._loss_ids.clear()
+    try:
+        yield parts
+    finally:
+        for part, known in zip(parts, before, strict=True):
+            part._loss_ids.clear()
+            part._loss_ids.update(known)
 
 
 def _changing(layer: keras.Layer) -> list[Any]:

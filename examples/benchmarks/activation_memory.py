@@ -160,7 +160,10 @@ def kept_jax(model: Any, x: Any, y: Any) -> int:
 def kept_torch(model: Any, x: Any, y: Any) -> int:
     """Bytes of what operations save, without parameters."""
     torch = importlib.import_module("torch")
+    from deepseek_hpf.storage.saved_tensors_torch import SavedTensors
+
     saved = torch.autograd.graph.saved_tensors_hooks
+    is_parameter = SavedTensors("sparse").is_parameter  # casts of parameters among them
     kept: dict[int, tuple[int, Any]] = {}
 
     class Counting(saved):
@@ -171,7 +174,7 @@ def kept_torch(model: Any, x: Any, y: Any) -> int:
                 found = pack(tensor)
                 if hasattr(found, "packed"):
                     kept[id(found.packed)] = (found.packed.kept_bytes, found)
-                elif not isinstance(found, torch.nn.Parameter):
+                elif not is_parameter(tensor):
                     kept[found.data_ptr()] = (found.nbytes, found)
                 return found
 

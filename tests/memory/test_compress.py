@@ -94,6 +94,18 @@ def test_few_bytes_and_gradients_close_to_exact_ones(storage, share, error):
 
 
 @on_torch
+@pytest.mark.parametrize("goal", [0.7, 0.4, 0.2])
+def test_a_memory_goal_is_met_by_what_is_saved(goal):
+    made = model()
+    x, y = batch()
+    before = step(made, x, y)[2]
+    report = compress_activations(made, memory_goal=goal, batch=(x, y))
+    others = before - report.bytes_before  # the loss, and parameters, which are in that sum
+    assert report.bytes_after <= goal * report.bytes_before
+    assert step(made, x, y)[2] <= report.bytes_after + others
+
+
+@on_torch
 def test_a_compressed_model_trains_and_goes_back():
     made = model()
     x, y = batch()

@@ -117,6 +117,20 @@ def test_few_bytes_and_gradients_close_to_exact_ones(storage, share, error):
 
 
 @pytest.mark.slow
+def test_a_memory_goal_is_met_by_what_waits_in_the_graph():
+    made = model()
+    x, y = batch()
+    before = step(made, x, y)[2]
+    for goal in (0.6, 0.2):
+        report = compress_activations(made, memory_goal=goal, batch=(x, y))
+        others = before - report.bytes_before  # the loss
+        assert 0 <= others < 0.1 * before
+        assert report.bytes_after <= goal * report.bytes_before
+        assert step(made, x, y)[2] <= report.bytes_after + others
+        report.revert()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}],
