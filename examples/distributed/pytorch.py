@@ -13,6 +13,7 @@ On several machines, on each of them (the address is that of the first):
 """
 
 import argparse
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -158,6 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> float:
     try:
         return train(given)
     finally:
+        # DDP refers to itself, and so keeps the group and its threads: one that still runs while
+        # Python ends aborts the process ("terminate called without an active exception").
+        gc.collect()
         dist.destroy_process_group()
 
 

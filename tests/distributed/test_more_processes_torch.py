@@ -133,7 +133,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes_with_the_same_bits(re
         outcomes = launch("worker_torch.py", 2, tmp_path / f"died{rank}", given)
         assert outcomes[rank].killed
         survivor = outcomes[1 - rank]
-        assert survivor.code == 1
+        assert survivor.code != 0
         assert "PrecisionError: Another process of the training has ended" in survivor.output
         assert "from the last checkpoint" in survivor.output
 
@@ -150,6 +150,6 @@ def test_a_killed_rank_ends_the_others_and_the_run_resumes_with_the_same_bits(re
 def test_a_silent_rank_ends_the_others_after_the_groups_timeout(tmp_path):
     given = {"cases": [checkpointed(tmp_path, sleeps=[2, 1])], "timeout": 5}
     outcomes = launch("worker_torch.py", 2, tmp_path / "ranks", given, wait_for=[0])
-    assert outcomes[0].code == 1
+    assert outcomes[0].code != 0
     said = outcomes[0].output
     assert "PrecisionError: Another process of the training has ended, or did not answer" in said

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import json
 import logging
 import os
@@ -158,6 +159,7 @@ def main(rank, size, given, result, meeting_place):
     results = [KINDS[case["kind"]](case, rank, size) for case in given["cases"]]
     Path(result).write_text(json.dumps(results))
     dist.barrier()
+    gc.collect()  # DDP is part of a cycle, which keeps the group's threads alive
     dist.destroy_process_group()
 
 
