@@ -203,6 +203,19 @@ def send_gradients_in_bfloat16(
         ConfigError: The model is not in DDP. `fully_shard` has its own
             `MixedPrecisionPolicy(reduce_dtype=torch.bfloat16)`, without feedback.
 
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> from deepseek_hpf.distributed import send_gradients_in_bfloat16
+        >>> from deepseek_hpf.torch import HybridPrecisionContext
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> model = DistributedDataParallel(torch.nn.Linear(1, 1, bias=False))
+        >>> sent = send_gradients_in_bfloat16(model, HybridPrecisionContext("fp32"))
+        >>> model(torch.tensor([[1.001953125]])).sum().backward()  # bfloat16 has 1.0 and 1.0078125
+        >>> model.module.weight.grad.item(), sent.kept_norm()
+        (1.0, 0.001953125)
+        >>> dist.destroy_process_group()
+
     References:
         - [1-bit SGD](https://www.microsoft.com/en-us/research/publication/1-bit-stochastic-gradient-descent-and-application-to-data-parallel-distributed-training-of-speech-dnns/),
           for error feedback

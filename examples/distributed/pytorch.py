@@ -27,8 +27,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from deepseek_hpf.distributed import coordinate
-from deepseek_hpf.distributed.bfloat16_gradients_torch import send_gradients_in_bfloat16
+from deepseek_hpf.distributed import coordinate, send_gradients_in_bfloat16
 from deepseek_hpf.torch import HybridPrecisionContext
 
 TIMEOUT = timedelta(seconds=60)  # after which a silent process ends the others
