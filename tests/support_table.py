@@ -3,8 +3,8 @@
     python tests/support_table.py
 
 prints the table of the README, which a test compares. CI runs each test that is not marked for
-other back ends. Where three quarters of the tests of a feature run, it works: the rest are about what
-one framework alone has, such as replicas under TensorFlow. Tests that need no back end do not
+other back ends. Where three quarters of the tests of a feature run, it works: the rest are about
+what one framework alone has, such as replicas under TensorFlow. Tests that need no back end do not
 count, nor do those in files that are named for one, which test how and not what.
 `HybridPrecisionContext` needs no Keras, and has no line here.
 """
