@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from deepseek_hpf.adapters.running_fit import local_of_fit
-from deepseek_hpf.checkpoint import run_backup, training_state
+from deepseek_hpf.checkpoint import other_back_end, run_backup, training_state
 from deepseek_hpf.checkpoint.backup_store import Backup, BackupStore
 from deepseek_hpf.checkpoint.data_order import ADVICE, order_problem
 from deepseek_hpf.checkpoint.random_states import (
@@ -66,6 +66,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     when training begins. On JAX and PyTorch those generators are set once more when the step is
     reached; under TensorFlow the input pipeline draws ahead in threads of its own, and Python's and
     NumPy's are left where replaying the epoch brought them.
+
+    A backup that was made under another Keras back end is taken over as well, with a warning: the
+    run goes on from the same numbers, and no longer ends with the same bits.
 
     Place it behind callbacks that change the training state. Under TensorFlow a model that is not
     built when `fit` begins is built from the data's specification and restored just before the
@@ -145,6 +148,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         if backup is None:
             return
         run_backup.check_run(backup, self.model, self._run.extras)
+        if other_back_end.is_of_another(backup):
+            warnings.warn(other_back_end.warning(backup), UserWarning, stacklevel=2)
         epoch, step = backup.manifest["epoch"], backup.manifest["step"]
         self.model._initial_epoch = epoch
         if training_state.is_built(self.model):

@@ -5,6 +5,7 @@ order the data: Keras shuffles arrays with NumPy's under JAX and with PyTorch's 
 `PyDataset` with Python's; a user's augmentation may draw from any.
 """
 
+import importlib.util
 import random
 import sys
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         random.setstate((version, tuple(words), gauss))
     if states.get("numpy") is not None:
         _restore_numpy(states["numpy"])
-    if states.get("torch") is not None:
+    if states.get("torch") is not None and importlib.util.find_spec("torch") is not None:
         from deepseek_hpf.checkpoint.random_states_torch import restore_torch_states
 
         restore_torch_states(states["torch"])

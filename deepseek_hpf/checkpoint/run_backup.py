@@ -9,7 +9,7 @@ import numpy as np
 
 from deepseek_hpf.adapters.guard import skip_causes
 from deepseek_hpf.adapters.step_logs import PRECISION_LOGS
-from deepseek_hpf.checkpoint import training_state
+from deepseek_hpf.checkpoint import other_back_end, training_state
 from deepseek_hpf.checkpoint.backup_store import Backup, BackupStore
 from deepseek_hpf.checkpoint.random_states import RandomStates, capture_random_states
 from deepseek_hpf.checkpoint.training_state import HasState, StateVariable
@@ -66,15 +66,9 @@ def check_run(backup: Backup, model: Any, extras: Mapping[str, HasState]) -> Non
         extras: The callback's further states.
 
     Raises:
-        ConfigError: Back end, `extras` or `steps_per_execution` do not agree.
+        ConfigError: `extras` or `steps_per_execution` do not agree.
     """
-    manifest = backup.manifest
-    backend, execution = keras.backend.backend(), model.steps_per_execution
-    if manifest["backend"] != backend:
-        raise ConfigError(
-            "The backup was made with another Keras back end, whose bits and random states differ. "
-            f"Expected: {manifest['backend']!r}. Received: backend={backend!r}"
-        )
+    manifest, execution = backup.manifest, model.steps_per_execution
     if set(manifest["extras"]) != set(extras):
         raise ConfigError(
             "The backup holds other `extras` than this callback was given, or states of other "
@@ -118,7 +112,7 @@ def restore_variables(backup: Backup, model: Any, extras: Mapping[str, HasState]
         training_state.ensure_global_seed_generator()
     found = training_state.training_variables(model, metrics=False)
     found = [entry for entry in found if has_random or entry.section != "random"]
-    training_state.check_fit(expected, found, str(backup.path))
+    _check_fit(backup, expected, found)
     states = {name: _extra_state(backup, name) for name in extras}
     _assign(backup, found)
     for name, extra in extras.items():
@@ -141,7 +135,7 @@ def restore_metrics(backup: Backup, model: Any) -> None:
     expected = [e for e in backup.manifest["variables"] if e["key"].startswith("metrics/")]
     listed = training_state.training_variables(model, metrics=True)
     found = [entry for entry in listed if entry.section == "metrics"]
-    training_state.check_fit(expected, found, str(backup.path))
+    _check_fit(backup, expected, found)
     _assign(backup, found)
 
 
@@ -248,10 +242,29 @@ def _extra_state(backup: Backup, name: str) -> dict[str, Any]:
     return {**backup.manifest["extras"][name], **arrays}
 
 
+def _check_fit(
+    backup: Backup, expected: list[Mapping[str, Any]], found: list[StateVariable]
+) -> None:
+    is_of_another = other_back_end.is_of_another(backup)
+    if is_of_another:
+        expected = other_back_end.as_here(expected, found)
+    training_state.check_fit(expected, found, str(backup.path))
+    if is_of_another:
+        for entry, array in _arrays_for(backup, found):
+            other_back_end.converted(array, entry)  # raises before anything is assigned
+
+
 def _assign(backup: Backup, found: list[StateVariable]) -> None:
-    variables = {entry.key: entry.variable for entry in found}
-    for key, array in backup.arrays(variables):
-        variables[key].assign(array)
+    for entry, array in _arrays_for(backup, found):
+        entry.variable.assign(other_back_end.converted(array, entry))
+
+
+def _arrays_for(
+    backup: Backup, found: list[StateVariable]
+) -> Iterator[tuple[StateVariable, np.ndarray]]:
+    entries = {entry.key: entry for entry in found}
+    for key, array in backup.arrays(entries):
+        yield entries[key], array
 
 
 def _changes(saved: Any, present: Any, path: str) -> list[str]:
