@@ -12,8 +12,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 BACKEND = os.environ["KERAS_BACKEND"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        slow_with = item.get_closest_marker("slow_with")
+        if slow_with and BACKEND in slow_with.args:
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("pure") and BACKEND != "tensorflow":
             item.add_marker(pytest.mark.skip(reason="needs no back end; runs with TensorFlow's"))
         only = item.get_closest_marker("backend")

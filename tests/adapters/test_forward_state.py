@@ -1,11 +1,8 @@
 """State that a forward pass writes is listed; weights, frozen ones above all, are not."""
 
-import doctest
-
 import keras
 import pytest
 
-from deepseek_hpf.adapters import forward_state as module
 from deepseek_hpf.adapters.forward_state import forward_state, metric_state
 
 
@@ -79,7 +76,3 @@ def test_metric_state_is_what_the_training_state_holds():
     model.train_on_batch(keras.ops.ones((2, 4)), keras.ops.ones((2, 1)))
     assert [id(v) for v in metric_state(model)] == [id(v) for v in model.metrics_variables]
     assert len(metric_state(model)) == 4
-
-
-def test_docstrings():
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 """Warnings that name the cause, once each, and figures that can be read in the middle of `fit`."""
 
-import doctest
 import warnings
 
 import keras
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deepseek_hpf.adapters import training_watch as module
 from deepseek_hpf.adapters.guard import install_guard
 from deepseek_hpf.adapters.training_watch import TrainingWatch
 from deepseek_hpf.callbacks.precision_overrides import PrecisionOverrides
@@ -117,7 +115,3 @@ def test_the_callback_watches():
     model.compile("sgd", "mse")
     (text,) = warnings_of(lambda: fit(model, x, y, PrecisionOverrides("float32"), epochs=2))
     assert "bad data" in text
-
-
-def test_docstrings():
-    assert doctest.testmod(module).failed == 0

@@ -213,6 +213,7 @@ def test_the_models_of_the_suite_train(make_model):
     assert last < first
 
 
+@pytest.mark.slow_with("jax")
 def test_a_gpt_does_not_see_what_comes():
     model = gpt(blocks=1, width=8, heads=2, length=6, vocabulary=5)
     tokens = np.array([[0, 1, 2, 3, 4, 0]])

@@ -13,6 +13,8 @@ from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 
 EPOCHS, STEPS, BATCH = 3, 4, 8
+pytestmark = pytest.mark.slow_with("jax")
+
 BACKEND = keras.backend.backend()
 
 
@@ -421,6 +423,7 @@ def test_reproducible_order_is_not_warned_about(tmp_path):
         run("pydataset", [BackupAndRestore(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow")
 def test_mirrored_strategy(tmp_path):
     import tensorflow as tf

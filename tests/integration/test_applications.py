@@ -111,6 +111,7 @@ def train(model, policy, x, y, *, from_logits=False):
     return report
 
 
+@pytest.mark.slow_with("jax")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_small_resnet(policy):
     report = train(small_resnet(16), policy, *digits(8, 16))

@@ -21,6 +21,7 @@ def call(name: str, *arguments: str, **environment: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 @pytest.mark.pure
 @pytest.mark.parametrize(
     "path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: str(path.relative_to(EXAMPLES))

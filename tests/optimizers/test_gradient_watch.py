@@ -11,6 +11,8 @@ from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from deepseek_hpf.optimizers.saved_order import saved_order
 from deepseek_hpf.optimizers.variable_figures import SAMPLE, sample_size
 
+pytestmark = pytest.mark.slow_with("jax")
+
 FIELDS = ("gradient_norm", "largest", "underflow", "update_norm", "weight_norm", "lost_updates")
 SHAPES = [(3, 4), (5,), (), (1, 1)]
 

@@ -47,6 +47,7 @@ def test_two_replicas_are_one_device(case):
         assert together == pytest.approx(alone, rel=2e-2 if case in DIFFERENCES else 1e-5)
 
 
+@pytest.mark.slow
 def test_an_eager_loop_skips_on_both():
     # Then the sum of both replicas' gradients, 2, by the scale after one back-off, 2.
     assert report("plain")["eager"] == [1.0, 0.0, 1]

@@ -11,6 +11,8 @@ from deepseek_hpf.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from deepseek_hpf.optimizers.variable_figures import SAMPLE, TOGETHER
 
 LARGE = (257, 256)  # on its own, and sampled
+pytestmark = pytest.mark.slow_with("jax")
+
 SHAPES = [(3,), (2, 3), LARGE, (3,), (0, 4), (), (2, 3), LARGE, (3, 2), (0, 4), (90, 91), (90, 91)]
 SCALE = 256.0
 

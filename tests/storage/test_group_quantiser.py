@@ -9,6 +9,8 @@ from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.storage.group_quantiser import GroupQuantiser
 from deepseek_hpf.storage.noise import GROUP
 
+pytestmark = pytest.mark.slow_with("jax")
+
 RNG = np.random.default_rng()
 SHAPES = [(), (0,), (7, 37), (2, 5, 256), (300, 333)]
 

@@ -24,6 +24,8 @@ from deepseek_hpf.tuning.recorded_calls import OutOfTimeError, Recording
 from deepseek_hpf.tuning.search import Search
 from deepseek_hpf.tuning.trial import Trial
 
+pytestmark = pytest.mark.slow_with("jax")
+
 RNG = np.random.default_rng()
 FULL, LOW = "float32", "mixed_bfloat16"
 
@@ -125,6 +127,7 @@ def test_one_bad_layer_in_float32_makes_low_precision_possible(made_up_times):
     assert not any("call" in vars(layer) for layer in model.layers)
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_promised_and_is_slow_does_not_win(made_up_times):
     def step(policies):
         is_mixed = policies["a"] == LOW and policies["unsteady"] == FULL
