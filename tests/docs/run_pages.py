@@ -9,12 +9,14 @@ raised.
 
 import json
 import os
+import random
 import re
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 
+import numpy as np
 from pages import blocks
 
 EXPECTED = re.compile(r"^print\(.*\)  # (?P<text>.+)$")
@@ -54,6 +56,9 @@ def outcome(page: Path) -> int | str:
     """What `run` returned, or the traceback of what it raised."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
+    # Keras takes the seeds of its initializers from Python's generator.
+    random.seed(0)
+    np.random.seed(0)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
