@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from deepseek_hpf.dynamic.blame import (
+    Fault,
     Mark,
     backward_fault,
     first_fault,
@@ -16,7 +17,7 @@ from deepseek_hpf.dynamic.blame import (
 )
 from deepseek_hpf.dynamic.rerun import rerun
 from deepseek_hpf.profiler.summing import is_float
-from deepseek_hpf.scheduling.telemetry import Overflow
+from deepseek_hpf.scheduling.telemetry import Cause, Overflow
 
 _logger = logging.getLogger(__name__)
 
@@ -74,17 +75,12 @@ def _attributed(model: keras.Model, data: Any, step: int, scale: float | None) -
     replicas = rerun(model, data, scale or 1.0)
     scaled = _skipped(replicas)
     if scaled is None:
-        return _summed(replicas, step, scale)
+        fault = next(filter(None, map(summed_fault, replicas)), None)
+        return _blamed("accumulation" if fault else "unknown", fault, step, scale)
     is_scaled = scale not in (None, 1.0)
     unscaled = _skipped(rerun(model, data, 1.0)) if is_scaled else scaled
     fault = first_fault(unscaled) if unscaled else backward_fault(scaled) or first_fault(scaled)
-    return Overflow(
-        step=step,
-        cause="activation" if unscaled else "loss_scale",
-        scale=scale,
-        layer=fault.layer if fault else None,
-        phase=fault.phase if fault else None,
-    )
+    return _blamed("activation" if unscaled else "loss_scale", fault, step, scale)
 
 
 def _skipped(replicas: Sequence[list[Mark]]) -> list[Mark] | None:
@@ -92,12 +88,10 @@ def _skipped(replicas: Sequence[list[Mark]]) -> list[Mark] | None:
     return next((marks for marks in replicas if is_skipped(marks)), None)
 
 
-def _summed(replicas: Sequence[list[Mark]], step: int, scale: float | None) -> Overflow:
-    """The step's own gradients were finite."""
-    fault = next(filter(None, map(summed_fault, replicas)), None)
+def _blamed(cause: Cause, fault: Fault | None, step: int, scale: float | None) -> Overflow:
     return Overflow(
         step=step,
-        cause="accumulation" if fault else "unknown",
+        cause=cause,
         scale=scale,
         layer=fault.layer if fault else None,
         phase=fault.phase if fault else None,
