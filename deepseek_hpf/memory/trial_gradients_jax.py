@@ -11,10 +11,10 @@ import keras
 from deepseek_hpf.adapters.activation_storage import StorageChooser
 from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.undo import UndoLog
-from deepseek_hpf.memory.counted_step_jax import loss_of, state_of
 from deepseek_hpf.memory.trial_gradients import Gradients, Trial
 from deepseek_hpf.storage.stored_call import Settings
 from deepseek_hpf.storage.tried_calls_jax import Chosen, tried
+from deepseek_hpf.tuning.gradients_jax import loss_of, state_of
 from deepseek_hpf.tuning.training_step import Batch
 
 _NONE = -1

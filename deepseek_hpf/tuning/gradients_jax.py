@@ -1,5 +1,6 @@
 """Loss and gradients under JAX, compiled, as the training step takes them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +20,30 @@ def loss_and_gradients(model: keras.Model, x: Any, y: Any, weights: Any) -> tupl
         The loss, and the gradient of the scaled loss for each trainable variable.
     """
 
-    # A function of its own: JAX would run the trace of one that it knows.
-    def of(trainable: list[Any], others: list[Any], metrics: list[Any], slots: list[Any]) -> Any:
+    def of(*state: list[Any]) -> Any:
+        return loss_of(model)(*state, x, y, weights)
+
+    (_, (loss, *_)), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(*state_of(model))
+    return loss, gradients
+
+
+def loss_of(model: keras.Model) -> Callable[..., Any]:
+    """The loss as a pure function of what `state_of` returns and a batch, each time a new one."""
+
+    # JAX would run the trace of a function that it knows.
+    def of(
+        trainable: list[Any], others: list[Any], metrics: list[Any], slots: list[Any], *batch: Any
+    ) -> Any:
         return model.compute_loss_and_updates(
-            trainable, others, metrics, x, y, weights, training=True, optimizer_variables=slots
+            trainable, others, metrics, *batch, training=True, optimizer_variables=slots
         )
 
-    state = [
+    return of
+
+
+def state_of(model: keras.Model) -> list[list[Any]]:
+    """Values of the variables: trainable, others, those of metrics, those of the optimizer."""
+    return [
         [variable.value for variable in variables]
         for variables in (
             model.trainable_variables,
@@ -34,5 +52,3 @@ def loss_and_gradients(model: keras.Model, x: Any, y: Any, weights: Any) -> tupl
             model.optimizer.variables,
         )
     ]
-    (_, (loss, *_)), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(*state)
-    return loss, gradients
