@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deepseek_hpf.tuning.result import TuningResult as TuningResult
     from deepseek_hpf.tuning.tune import tune as tune
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _exported, __dir__, __all__ = lazy_exports(
     __name__,

@@ -1,52 +1,45 @@
 """`hpf`, the command line. What a command needs is imported when the command runs."""
 
-import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from deepseek_hpf.cli.batch_size import batch_size
+from deepseek_hpf.cli.bench import bench
+from deepseek_hpf.cli.check import check
+from deepseek_hpf.cli.demo import demo
+from deepseek_hpf.cli.devices import devices
+from deepseek_hpf.cli.env import env
+from deepseek_hpf.cli.estimate import estimate
+from deepseek_hpf.cli.events import events
+from deepseek_hpf.cli.schema import schema
+from deepseek_hpf.cli.tune import tune
 from deepseek_hpf.errors import ConfigError, MissingBackendError, PrecisionError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-
-class Entry(NamedTuple):
-    """A command: where it is, and its line in `hpf --help`."""
-
-    target: str
-    summary: str
-
-
 # To add a command, write a typer function in a file of its own beside this one, and name it here.
-# Its file should import no more than typer at the top: the rest belongs inside the function.
+# Its file imports no more than typer at the top: `hpf --help` and the shell's completion import
+# all of them. The rest belongs inside the function.
 COMMANDS = {
-    "batch-size": Entry(
-        "deepseek_hpf.cli.batch_size:batch_size",
-        "Find the largest batch that fits, or the fastest.",
-    ),
-    "bench": Entry("deepseek_hpf.cli.bench:bench", "Time training steps, ours beside the peers'."),
-    "check": Entry("deepseek_hpf.cli.check:check", "Validate a configuration file."),
-    "devices": Entry(
-        "deepseek_hpf.cli.devices:devices", "Show what this machine can do, per dtype."
-    ),
-    "demo": Entry("deepseek_hpf.cli.demo:demo", "Train a ResNet in float32 and under a policy."),
-    "estimate": Entry(
-        "deepseek_hpf.cli.estimate:estimate", "Show what a training step needs, by precision."
-    ),
-    "events": Entry(
-        "deepseek_hpf.cli.events:events", "Show a run's switches of precision, and why."
-    ),
-    "schema": Entry("deepseek_hpf.cli.schema:schema", "Print the JSON Schema of the file."),
-    "tune": Entry("deepseek_hpf.cli.tune:tune", "Measure how a model trains fastest."),
+    "batch-size": batch_size,
+    "bench": bench,
+    "check": check,
+    "demo": demo,
+    "devices": devices,
+    "env": env,
+    "estimate": estimate,
+    "events": events,
+    "schema": schema,
+    "tune": tune,
 }
 
 app = typer.Typer(
     name="hpf",
     help="Hybrid-precision training for Keras 3 and PyTorch.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -72,39 +65,8 @@ def _options(
     """Takes the options that stand before a command."""
 
 
-def load_command(name: str, entry: Entry) -> typer.Typer:
-    """Imports a command's file.
-
-    Args:
-        name: As the user types it.
-        entry: Where it is.
-
-    Returns:
-        An application of this one command.
-    """
-    module_name, _, function_name = entry.target.partition(":")
-    function = getattr(importlib.import_module(module_name), function_name)
-    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    command.command(name)(function)
-    return command
-
-
-def _forwarding(name: str, entry: Entry) -> Callable[[typer.Context], None]:
-    """Stands for a command in the list, and hands its arguments on to the real one."""
-
-    def forward(context: typer.Context) -> None:
-        load_command(name, entry)(args=context.args, prog_name=context.command_path)
-
-    return forward
-
-
-for _name, _entry in COMMANDS.items():
-    app.command(
-        _name,
-        help=_entry.summary,
-        add_help_option=False,  # the real command has its own
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_forwarding(_name, _entry))
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

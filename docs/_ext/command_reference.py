@@ -5,21 +5,23 @@ from typing import Any
 import typer
 
 from deepseek_hpf.cli import profiler
-from deepseek_hpf.cli.main import COMMANDS, load_command
+from deepseek_hpf.cli.main import app
 
 Command = Any  # typer brings click's classes along under names of its own
 
 
 def all_commands() -> dict[str, Command]:
     """Returns each command by the words that call it."""
-    made = {f"hpf {name}": load_command(name, entry) for name, entry in COMMANDS.items()}
+    group = typer.main.get_command(app)
+    made = {f"hpf {name}": command for name, command in group.commands.items()}
     for name, function in (
         ("hpf_profiler", profiler.profile_model),
         ("hpf_profiler diff", profiler.diff),
     ):
-        made[name] = typer.Typer(add_completion=False)
-        made[name].command()(function)
-    return {name: typer.main.get_command(application) for name, application in made.items()}
+        application = typer.Typer(add_completion=False)
+        application.command()(function)
+        made[name] = typer.main.get_command(application)
+    return made
 
 
 def command_reference() -> str:

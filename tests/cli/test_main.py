@@ -1,12 +1,13 @@
 """The start of `hpf`: light, and with errors of a line."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from deepseek_hpf.cli import main
-from deepseek_hpf.cli.main import COMMANDS, Entry, load_command, run
+from deepseek_hpf import config_schema
+from deepseek_hpf.cli.main import COMMANDS, run
 from deepseek_hpf.errors import ConfigError, MissingBackendError, PrecisionError
 
 pytestmark = pytest.mark.pure
@@ -30,14 +31,13 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("heavy:")
-    for name, entry in COMMANDS.items():
+    for name, command in COMMANDS.items():
         assert f" {name} " in done.stdout
-        assert entry.summary in done.stdout
+        assert command.__doc__.split()[0] in done.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_loads_and_has_help(name, capsys):
-    load_command(name, COMMANDS[name])
+def test_every_command_has_help(name, capsys):
     assert hpf(name, "--help") == 0
     assert f"Usage: hpf {name}" in capsys.readouterr().out
 
@@ -61,12 +61,10 @@ def test_version(capsys):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_what_the_user_can_put_right_is_one_line(monkeypatch, capsys, error, code, text):
-    def fail() -> None:
-        """Fails."""
+    def fail() -> str:
         raise error
 
-    monkeypatch.setattr(main, "fail", fail, raising=False)
-    monkeypatch.setattr(main, "load_command", lambda *_: load_command("schema", FAIL))
+    monkeypatch.setattr(config_schema, "schema_text", fail)
     assert hpf("schema") == code
     captured = capsys.readouterr()
     assert captured.err.startswith(text)
@@ -74,16 +72,11 @@ def test_what_the_user_can_put_right_is_one_line(monkeypatch, capsys, error, cod
     assert captured.out == ""
 
 
-FAIL = Entry("deepseek_hpf.cli.main:fail", "Fails.")
-
-
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
-    def fail() -> None:
-        """Fails."""
+    def fail() -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(main, "fail", fail, raising=False)
-    monkeypatch.setattr(main, "load_command", lambda *_: load_command("schema", FAIL))
+    monkeypatch.setattr(config_schema, "schema_text", fail)
     with pytest.raises(ZeroDivisionError):
         run(["schema"])
 
@@ -100,3 +93,28 @@ def test_no_arguments_print_the_help(capsys):
     hpf()
     captured = capsys.readouterr()
     assert "check" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("hpf tu", ["tune"]),
+        ("hpf e", ["env", "estimate", "events"]),
+        ("hpf tune --ba", ["--batch-size"]),
+    ],
+)
+def test_the_shell_completes_commands_and_options(typed, offered):
+    words = typed.split()
+    done = subprocess.run(
+        [sys.executable, "-c", "from deepseek_hpf.cli.main import run; run()"],
+        env={
+            **os.environ,
+            "_HPF_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(words) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == offered
