@@ -1,7 +1,7 @@
 """`hpf`, the command line. What a command needs is imported when the command runs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 # To add a command, write a typer function in a file of its own beside this one, and name it here.
 # Its file imports no more than typer at the top: `hpf --help` and the shell's completion import
 # all of them. The rest belongs inside the function.
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "batch-size": batch_size,
     "bench": bench,
     "check": check,
