@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import deepseek_hpf as hpf
+from deepseek_hpf.bench.results_file import read_results
+from deepseek_hpf.bench.summary import summarize
 from deepseek_hpf.cli.main import COMMANDS
 from deepseek_hpf.config import PrecisionConfig
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -36,6 +39,21 @@ def test_the_commands_are_there():
     commands = {line.split()[1] for line in lines if line.startswith("hpf ")}
     assert commands
     assert commands <= COMMANDS.keys()
+
+
+@pytest.mark.pure
+def test_the_picture_and_its_figures_are_the_benchmarks():
+    picture = re.search(r"!\[.+\]\((.+\.png)\)", README)[1]
+    assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+    results = re.search(r"`hpf bench --from (\S+) --plot (\S+)`", README)
+    assert results[2] == picture
+    found = summarize(read_results(ROOT / results[1]))
+    text = " ".join(README.split())
+    assert f"is {found.over_float32:.2f} times as fast as Keras float32" in text
+    assert f"{found.over_bfloat16:.2f} times as fast as Keras mixed_bfloat16" in text
+    assert f"{found.over_best_peer:.2f} times as fast as the best peer" in text
+    assert found.models == 10
+    assert "Over the ten models" in text
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The bar chart of a benchmark."""
 
+import functools
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,8 @@ from deepseek_hpf.scheduling.auto import BACKEND_NAMES
 _COLOURS = dict(
     zip(CONTENDERS, ("#999999", "#56b4e9", "#0072b2", "#009e73", "#d55e00"), strict=True)
 )
-_INCHES_A_MODEL = 1.15
+_INCHES_A_MODEL = 0.95
+_LETTERS_A_LINE = 14
 _DOTS_PER_INCH = 160
 
 
@@ -33,7 +36,7 @@ def bar_chart(results: Sequence[ModelResult]) -> bytes:
     figures = import_extra("matplotlib.figure", "report")
     groups = in_groups(results)
     widest = max((len(group) for group in groups), default=1)
-    size = (max(6.0, 2.0 + _INCHES_A_MODEL * widest), 4.0 * max(len(groups), 1))
+    size = (max(6.0, 1.2 + _INCHES_A_MODEL * widest), 4.2 * max(len(groups), 1))
     figure = figures.Figure(size, dpi=_DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(max(len(groups), 1), 1, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=False):
@@ -68,14 +71,22 @@ def _draw(axes: Any, group: Sequence[ModelResult]) -> None:
         )
     _dress(axes, group)
     backend = BACKEND_NAMES.get(machine.backend, machine.backend)
-    axes.set_title(f"{backend}, {' and '.join(machine.devices)}", fontsize=9, parse_math=False)
+    axes.set_title(f"{backend}, {' and '.join(machine.devices)}", fontsize=10, parse_math=False)
 
 
 def _dress(axes: Any, group: Sequence[ModelResult]) -> None:
     axes.axhline(1.0, color="#1b1f24", linewidth=0.8)
-    axes.set_xticks(range(len(group)), [result.model.replace(", ", "\n") for result in group])
-    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xticks(range(len(group)), [_lines(result.model) for result in group])
+    axes.tick_params(axis="x", labelsize=8.5)
     axes.set_ylabel(f"times as fast as {FLOAT32}")
     axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=7, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.16))
+    axes.legend(fontsize=8.5, ncols=5, loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
+
+
+def _lines(model: str) -> str:
+    """A model's name in lines that leave its neighbours theirs."""
+    parts = (
+        textwrap.wrap(part, _LETTERS_A_LINE, break_long_words=False) for part in model.split(", ")
+    )
+    return "\n".join(line for part in parts for line in part)
