@@ -1,6 +1,5 @@
 """The bar chart of a benchmark."""
 
-import functools
 import io
 import textwrap
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from deepseek_hpf.scheduling.auto import BACKEND_NAMES
 _COLOURS = dict(
     zip(CONTENDERS, ("#999999", "#56b4e9", "#0072b2", "#009e73", "#d55e00"), strict=True)
 )
-_INCHES_A_MODEL = 0.95
+_INCHES_A_MODEL = 1.05
 _LETTERS_A_LINE = 14
 _DOTS_PER_INCH = 160
 
@@ -77,7 +76,7 @@ def _draw(axes: Any, group: Sequence[ModelResult]) -> None:
 def _dress(axes: Any, group: Sequence[ModelResult]) -> None:
     axes.axhline(1.0, color="#1b1f24", linewidth=0.8)
     axes.set_xticks(range(len(group)), [_lines(result.model) for result in group])
-    axes.tick_params(axis="x", labelsize=8.5)
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylabel(f"times as fast as {FLOAT32}")
     axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
     axes.set_axisbelow(True)
