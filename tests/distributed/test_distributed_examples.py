@@ -55,7 +55,7 @@ def test_the_pytorch_example_learns(engine, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_keras_example_learns(tmp_path):
+def test_the_jax_example_learns(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,3 +80,21 @@ def test_the_keras_example_learns(tmp_path):
     accuracies = [float(found) for found in re.findall(r"accuracy: (\S+)", said[0])]
     assert accuracies[-1] > 0.8
     assert "skipped_steps: 0" in said[0]
+
+
+@pytest.mark.slow
+def test_the_replicas_of_tensorflow_skip_together_and_learn(tmp_path):
+    command = [sys.executable, str(FOLDER / "keras_tensorflow.py"), "--epochs", "4"]
+    done = subprocess.run(
+        [*command, "--policy", "mixed_bfloat16", "--damage", "100"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        env={**environment(), "DEEPSEEK_HPF_CACHE": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(found) for found in re.findall(r"val_accuracy: (\S+)", done.stdout)]
+    assert accuracies[-1] > 0.8
+    # 23 batches an epoch, of which one holds the damaged image
+    assert "2 replicas, mixed_bfloat16: 88 steps done, 4 skipped on all" in done.stdout
