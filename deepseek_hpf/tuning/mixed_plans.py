@@ -3,7 +3,7 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from deepseek_hpf.adapters.walk import rule_nodes, walk
@@ -111,11 +111,15 @@ class _Planning:
         if self._share < _ENOUGH:
             search.notes.append(f"{self._share:.0%} of the layers were measured, by their size")
         if not is_any:
-            best = min(self._seconds(each) for _, each in found.values())
-            search.notes.append(
-                "no mixed plan was tried: the best one is predicted to run at "
-                f"{self._fastest() / best:.2f} times the speed of the fastest so far"
-            )
+            search.notes.append(f"no mixed plan was tried: {self._why_none(found.values())}")
+
+    def _why_none(self, found: Iterable[tuple[CostModel, Assignment]]) -> str:
+        """Why no plan was worth a trial."""
+        best = min((each for _, each in found), key=self._seconds)
+        if dict(best.policies) in self._known:
+            return "by the layers measured, the best one is a plan that was tried already"
+        gain = self._fastest() / self._seconds(best)
+        return f"the best one is predicted to run at {gain:.2f} times the speed of the fastest"
 
     def _fastest_blanket(self, costs: LayerCosts) -> tuple[float, float]:
         """Measured seconds of a step that the layers are known of, and what the model has of it."""

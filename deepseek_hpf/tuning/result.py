@@ -148,15 +148,23 @@ class TuningResult:
         rules = len(self.config.rules)
         if rules:
             lines.append(f"with {rules} rules for single layers")
-        return [*lines, *self.notes]
+        return [*lines, *self._lines_of_candidates(), *self.notes]
+
+    def _lines_of_candidates(self) -> list[str]:
+        """What is to be said of single candidates, of those alike together."""
+        told: dict[str, list[str]] = {}
+        for each in self.candidates:
+            if note := _note(each):
+                told.setdefault(note, []).append(each.name)
+        return [f"{'; '.join(names)}: {note}" for note, names in told.items()]
 
     def __rich__(self) -> Group:
         table = Table()
         table.add_column("candidate", overflow="fold")
-        for title in ("a step", "float32's speed", "quartiles", "loss", "gradients"):
-            table.add_column(title, justify="right")
-        table.add_column("note", overflow="fold")
-        for each in sorted(self.candidates, key=lambda c: -(c.ratio or 0.0)):
+        for title in ("a step", "speed", "quartiles", "loss error", "gradients'"):
+            table.add_column(title, justify="right", no_wrap=True)
+        timed = [each for each in self.candidates if each.seconds is not None]
+        for each in sorted(timed, key=lambda c: -(c.ratio or 0.0)):
             table.add_row(*map(Text, _cells(each)), style="bold" if each == self.best else None)
         return Group(table, *map(Text, self.lines))
 
@@ -177,13 +185,13 @@ def _cells(candidate: Candidate) -> list[str]:
         "" if spread is None else f"{spread[0]:.2f} to {spread[1]:.2f}",
         _share(candidate.loss_error),
         _share(candidate.gradient_error),
-        _note(candidate),
     ]
 
 
 def _note(candidate: Candidate) -> str:
-    foretold = [] if candidate.predicted is None else [f"predicted: {candidate.predicted:.2f}"]
-    return "; ".join([*foretold, *filter(None, [candidate.note])])
+    foretold = [] if candidate.predicted is None else [f"predicted {candidate.predicted:.2f}"]
+    untimed = ["not timed"] if candidate.seconds is None else []
+    return "; ".join([*foretold, *filter(None, [candidate.note])] or untimed)
 
 
 def _ratio(candidate: Candidate) -> str:

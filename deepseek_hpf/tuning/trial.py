@@ -18,6 +18,7 @@ from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.plan import PrecisionPlan
 from deepseek_hpf.policy import MixedPrecisionPolicy
 from deepseek_hpf.timing import Timings, time_in_turns
+from deepseek_hpf.tuning.expected_retraces import expected_retraces
 from deepseek_hpf.tuning.numerical_error import StepValues, step_values
 from deepseek_hpf.tuning.training_step import on_device, training_step
 
@@ -172,6 +173,7 @@ def trial(model: keras.Model, batch: Any) -> Iterator[Trial]:
     """
     _refuse(model)
     with (
+        expected_retraces(),
         random_states_kept(),
         attributes_kept(model),
         standing_in(model),
