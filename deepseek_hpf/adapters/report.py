@@ -181,7 +181,7 @@ class OverrideReport:
 
     def __str__(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console = Console(file=io.StringIO(), force_jupyter=False, width=160, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

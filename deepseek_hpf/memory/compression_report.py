@@ -95,7 +95,7 @@ class CompressionReport:
 
     def __str__(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console = Console(file=io.StringIO(), force_jupyter=False, width=120, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

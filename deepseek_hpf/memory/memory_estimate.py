@@ -77,7 +77,7 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console = Console(file=io.StringIO(), force_jupyter=False, width=100, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

@@ -170,7 +170,7 @@ class TuningResult:
 
     def __str__(self) -> str:
         """The table as plain text."""
-        console = Console(file=io.StringIO(), width=130, color_system=None)
+        console = Console(file=io.StringIO(), force_jupyter=False, width=130, color_system=None)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()
