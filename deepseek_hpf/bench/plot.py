@@ -16,6 +16,7 @@ _COLOURS = dict(
     zip(CONTENDERS, ("#999999", "#56b4e9", "#0072b2", "#009e73", "#d55e00"), strict=True)
 )
 _INCHES_A_MODEL = 1.05
+_MANY_MODELS = 8  # from here on the chart is wide enough for a legend in one line
 _LETTERS_A_LINE = 14
 _DOTS_PER_INCH = 160
 
@@ -35,7 +36,7 @@ def bar_chart(results: Sequence[ModelResult]) -> bytes:
     figures = import_extra("matplotlib.figure", "report")
     groups = in_groups(results)
     widest = max((len(group) for group in groups), default=1)
-    size = (max(6.0, 1.2 + _INCHES_A_MODEL * widest), 4.2 * max(len(groups), 1))
+    size = (max(6.6, 1.2 + _INCHES_A_MODEL * widest), 4.2 * max(len(groups), 1))
     figure = figures.Figure(size, dpi=_DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(max(len(groups), 1), 1, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=False):
@@ -80,7 +81,10 @@ def _dress(axes: Any, group: Sequence[ModelResult]) -> None:
     axes.set_ylabel(f"times as fast as {FLOAT32}")
     axes.grid(axis="y", color="#d0d7de", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8.5, ncols=5, loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False)
+    columns = 5 if len(group) >= _MANY_MODELS else 3
+    axes.legend(
+        fontsize=8.5, ncols=columns, loc="upper left", bbox_to_anchor=(0, -0.22), frameon=False
+    )
 
 
 def _lines(model: str) -> str:

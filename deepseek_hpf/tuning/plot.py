@@ -37,6 +37,8 @@ def draw(result: "TuningResult", path: StrPath) -> None:
     shown = [c for c in result.candidates if c.seconds and _error(c) is not None]
     front = pareto_front(shown)
     axes.step(_milliseconds(front), list(map(_error, front)), where="post", color="#0072b2")
+    times = [time for each in shown for time in _milliseconds([each])]
+    middle = (min(times) + max(times)) / 2 if times else 0.0
     for each in shown:
         is_best = each.name == result.best.name
         axes.plot(
@@ -47,11 +49,14 @@ def draw(result: "TuningResult", path: StrPath) -> None:
             color="#d55e00" if is_best else "#0072b2",
             linestyle="none",
         )
+        time = _milliseconds([each])[0]
+        is_right = time > middle  # there a name goes to the left, so that it stays within
         axes.annotate(
             each.name,
-            (_milliseconds([each])[0], _error(each)),
-            xytext=(6, 6),
+            (time, _error(each)),
+            xytext=(-6 if is_right else 6, 8),
             textcoords="offset points",
+            horizontalalignment="right" if is_right else "left",
         )
     axes.axhline(result.error_budget, color="#6e7781", linestyle="--", label="error budget")
     axes.set(
