@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from deepseek_hpf.plan import PrecisionPlan as PrecisionPlan
     from deepseek_hpf.policy import MixedPrecisionPolicy as MixedPrecisionPolicy
-    from deepseek_hpf.profiler.profile import profile as profile
+    from deepseek_hpf.profiler.entry import profile as profile
     from deepseek_hpf.profiler.report import ProfileReport as ProfileReport
     from deepseek_hpf.torch.context import HybridPrecisionContext as HybridPrecisionContext
     from deepseek_hpf.tuning.result import TuningResult as TuningResult
@@ -57,7 +57,7 @@ _exported, __dir__, __all__ = lazy_exports(
         "hardware": "deepseek_hpf.hardware",
         "optimizers": "deepseek_hpf.optimizers",
         "memory": "deepseek_hpf.memory",
-        "profile": "deepseek_hpf.profiler.profile:profile",
+        "profile": "deepseek_hpf.profiler.entry:profile",
         "tune": "deepseek_hpf.tuning.tune:tune",
     },
 )

@@ -8,8 +8,9 @@ import keras
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.profiler.evidence import Evidence, exact_rule
 from deepseek_hpf.profiler.findings import Conflict
+from deepseek_hpf.profiler.harm import SOFTMAX, SUMS
 from deepseek_hpf.profiler.islands import island_conflicts
-from deepseek_hpf.profiler.operation_conflicts import SOFTMAX, SUMS, operation_conflicts
+from deepseek_hpf.profiler.operation_conflicts import operation_conflicts
 from deepseek_hpf.profiler.policy_conflicts import policy_conflicts
 from deepseek_hpf.profiler.sightings import LOSS
 from deepseek_hpf.profiler.summing import dtype_of, size_of

@@ -2,41 +2,10 @@
 
 from collections.abc import Iterator
 
-from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.profiler.evidence import Evidence, exact_rule
 from deepseek_hpf.profiler.findings import Conflict
+from deepseek_hpf.profiler.harm import SOFTMAX_HARM, harm_of
 from deepseek_hpf.profiler.sightings import LOSS, SeenOperation
-
-# A sum of this many terms in a low dtype stagnates (bfloat16 has 8 bits) or overflows (float16).
-LONG_AXIS = 1024
-SOFTMAX = frozenset(
-    {
-        "Softmax",
-        "LogSoftmax",
-        "SoftmaxCrossEntropyWithLogits",
-        "SparseSoftmaxCrossEntropyWithLogits",
-        "_softmax",
-        "_log_softmax",
-    }
-)
-SUMS = frozenset(
-    {
-        "Sum",
-        "Mean",
-        "Prod",
-        "Cumsum",
-        "Cumprod",
-        "AvgPool",
-        "sum",
-        "mean",
-        "prod",
-        "cumsum",
-        "cumprod",
-        "reduce_sum",
-        "reduce_prod",
-    }
-)
-_ROOTS = frozenset({"Rsqrt", "rsqrt"})
 
 
 def operation_conflicts(evidence: Evidence) -> Iterator[Conflict]:
@@ -49,22 +18,13 @@ def operation_conflicts(evidence: Evidence) -> Iterator[Conflict]:
         One conflict for each operation; several of a kind in one layer among them.
     """
     for operation in evidence.operations:
-        if operation.path in (LOSS, "") or not is_low(operation.outputs[0]):
-            continue
-        dtypes = (operation.inputs[0], operation.outputs[0])
-        if operation.name in SOFTMAX:
-            message = "its exponentials and their sum lose what float32 keeps"
-            yield _raise(evidence, "low_softmax", operation, dtypes, message)
-        elif operation.name in SUMS and operation.reduced >= LONG_AXIS:
-            message = f"sums {operation.reduced} elements: small terms are lost, or it overflows"
-            yield _raise(evidence, "low_reduction", operation, dtypes, message)
-        elif operation.name in _ROOTS:
-            message = "a variance is squared values: it underflows before they do"
-            yield _raise(evidence, "low_normalization", operation, dtypes, message)
+        found = None if operation.path in (LOSS, "") else harm_of(operation)
+        if found is not None:
+            dtypes = (operation.inputs[0], operation.outputs[0])
+            yield _raise(evidence, found[0], operation, dtypes, found[1])
     for path in sorted(evidence.low_exponentials):
         operation = SeenOperation(path, "exp", ("low",), (evidence.low_exponentials[path],), 1)
-        message = "its exponentials and their sum lose what float32 keeps"
-        yield _raise(evidence, "low_softmax", operation, operation.outputs, message)
+        yield _raise(evidence, "low_softmax", operation, operation.outputs, SOFTMAX_HARM)
 
 
 def _raise(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek_hpf.profiler.statistics import Summary
-from deepseek_hpf.profiler.summing import dtype_of, is_float, size_of
+from deepseek_hpf.profiler.tensors import dtype_of, is_float, size_of
 
 LOSS = "loss"
 _LAST = 20

@@ -8,7 +8,6 @@ import math
 import struct
 from typing import Any
 
-import keras
 import numpy as np
 
 from deepseek_hpf.dtypes import FORMATS, Format
@@ -22,13 +21,14 @@ _COUNTS = 3 + 2 * len(FORMATS_TRIED)
 Partial = tuple[Any, Any, Any, Any]
 
 
-def partial_statistics(values: Any, count_exponents: Any) -> Partial:
+def partial_statistics(values: Any, count_exponents: Any, ops: Any) -> Partial:
     """Reduces values to what `Summary.add` takes. Meant to be compiled.
 
     Args:
         values: Float tensor of one axis, not empty.
         count_exponents: Function from an integer tensor to the counts of 0 … `EXPONENTS`, the last
             being a bin for what does not count.
+        ops: `keras.ops`, or what has the same functions.
 
     Returns:
         Counts (zeros, NaN, infinities, then overflow and underflow of each format); bits of the
@@ -36,13 +36,12 @@ def partial_statistics(values: Any, count_exponents: Any) -> Partial:
         holds; sums of squares (signal and noise of each format, in units of the square of two to
         that exponent); numbers by exponent.
     """
-    ops = keras.ops
     magnitude = ops.bitwise_and(ops.view(ops.cast(values, "float32"), "int32"), 0x7FFFFFFF)
     finite = magnitude < _INFINITY
     used = ops.logical_and(finite, magnitude > 0)
     largest = ops.max(ops.where(finite, magnitude, -1))
     smallest = ops.min(ops.where(used, magnitude, _INFINITY))
-    bits = _normal(magnitude)
+    bits = _normal(magnitude, ops)
     exponent = ops.right_shift(bits, 23) - 127
     mantissa = ops.bitwise_and(bits, _MANTISSA - 1)
     counts = [magnitude == 0, magnitude > _INFINITY, magnitude == _INFINITY]
@@ -54,8 +53,8 @@ def partial_statistics(values: Any, count_exponents: Any) -> Partial:
         # Squares of what is kept must not vanish beside what overflows.
         fits = ops.logical_and(used, ops.logical_not(overflow))
         unit = ops.max(ops.where(fits, exponent, LOWEST_EXPONENT))
-        kept = ops.where(fits, _power_times(exponent - unit, mantissa), 0.0)
-        error = kept - _rounded(kept, exponent, unit, entry)
+        kept = ops.where(fits, _power_times(exponent - unit, mantissa, ops), 0.0)
+        error = kept - _rounded(kept, exponent, unit, entry, ops)
         extremes.append(unit)
         sums += [ops.sum(ops.square(kept)), ops.sum(ops.square(error))]
     binned = ops.where(used, exponent - LOWEST_EXPONENT, EXPONENTS)
@@ -67,29 +66,27 @@ def partial_statistics(values: Any, count_exponents: Any) -> Partial:
     )
 
 
-def _normal(magnitude: Any) -> Any:
+def _normal(magnitude: Any, ops: Any) -> Any:
     """Bits in which subnormals have an exponent of their own, below zero."""
-    ops = keras.ops
     as_number = ops.view(ops.cast(magnitude, "float32"), "int32") - 149 * _MANTISSA
     return ops.where(magnitude < _MANTISSA, as_number, magnitude)
 
 
-def _power_times(exponent: Any, mantissa: Any) -> Any:
+def _power_times(exponent: Any, mantissa: Any, ops: Any) -> Any:
     """`1.mantissa × 2^exponent`, zero where float32 has no normal number for it."""
-    ops = keras.ops
     field = ops.clip(exponent + 127, 0, 254)
     bits = ops.bitwise_or(ops.left_shift(field, 23), mantissa)
     return ops.view(ops.where(field == 0, 0, bits), "float32")
 
 
-def _rounded(values: Any, exponent: Any, top: Any, entry: Format) -> Any:
+def _rounded(values: Any, exponent: Any, top: Any, entry: Format, ops: Any) -> Any:
     """Values to the nearest multiple of the format's step at their exponent, ties to even."""
     lowest = 2 - 2 ** (entry.exponent_bits - 1)
-    step = keras.ops.maximum(exponent, lowest) - entry.mantissa_bits - top
-    step = keras.ops.clip(step, -126, 126)
-    zero = keras.ops.zeros_like(step)
-    steps = keras.ops.round(values * _power_times(-step, zero))
-    return steps * _power_times(step, zero)
+    step = ops.maximum(exponent, lowest) - entry.mantissa_bits - top
+    step = ops.clip(step, -126, 126)
+    zero = ops.zeros_like(step)
+    steps = ops.round(values * _power_times(-step, zero, ops))
+    return steps * _power_times(step, zero, ops)
 
 
 def _overflow_bits(entry: Format) -> int:

@@ -1,12 +1,14 @@
 """Summaries of whole tensors, in chunks of few sizes: nothing is compiled twice, little is held."""
 
 import importlib
-import math
 from typing import Any
 
 import keras
 
 from deepseek_hpf.profiler.statistics import Summary
+from deepseek_hpf.profiler.tensors import dtype_of as dtype_of
+from deepseek_hpf.profiler.tensors import is_float as is_float
+from deepseek_hpf.profiler.tensors import size_of as size_of
 
 # A tensor is cut into chunks of the last size; its rest is padded with zeros to the next size.
 _SIZES = (2**10, 2**14, 2**17, 2**20)
@@ -15,47 +17,6 @@ _SIZES = (2**10, 2**14, 2**17, 2**20)
 def tapping() -> Any:
     """The taps of the running back end, a module."""
     return importlib.import_module(f"deepseek_hpf.profiler.tapping_{keras.backend.backend()}")
-
-
-def is_float(value: Any) -> bool:
-    """Whether a value is a tensor of a floating-point dtype.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        True for tensors and NumPy arrays of float dtype.
-    """
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        return False
-    return "float" in dtype_of(value)
-
-
-def dtype_of(value: Any) -> str:
-    """Keras's name of a tensor's dtype.
-
-    Args:
-        value: A tensor or array.
-
-    Returns:
-        The name; what Keras does not know goes by its own.
-    """
-    try:
-        return str(keras.backend.standardize_dtype(value.dtype))
-    except ValueError:
-        return str(value.dtype)
-
-
-def size_of(value: Any) -> int:
-    """Number of elements of a tensor whose shape is known.
-
-    Args:
-        value: A tensor or array.
-
-    Returns:
-        The number; 0 if a dimension is unknown.
-    """
-    return math.prod(int(d or 0) for d in value.shape)
 
 
 def summarize(tensor: Any, factor: float = 1.0) -> Summary:

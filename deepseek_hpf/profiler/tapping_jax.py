@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 
 from deepseek_hpf.profiler.statistics import EXPONENTS, Partial, partial_statistics
@@ -18,7 +19,7 @@ def _count(exponents: Any) -> Any:
 
 @functools.cache
 def _compiled() -> Any:
-    return jax.jit(lambda x: partial_statistics(x, _count))
+    return jax.jit(lambda x: partial_statistics(x, _count, keras.ops))
 
 
 def reduce(values: Any) -> Partial:

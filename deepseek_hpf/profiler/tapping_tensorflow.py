@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
@@ -18,7 +19,7 @@ def _count(exponents: Any) -> Any:
 
 @functools.cache
 def _compiled() -> Any:
-    return tf.function(lambda x: partial_statistics(x, _count), jit_compile=True)
+    return tf.function(lambda x: partial_statistics(x, _count, keras.ops), jit_compile=True)
 
 
 def reduce(values: Any) -> Partial:

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from deepseek_hpf.profiler import ops_torch
 from deepseek_hpf.profiler.statistics import EXPONENTS, Partial, partial_statistics
 
 
@@ -25,7 +26,7 @@ def reduce(values: Any) -> Partial:
         What `Summary.add` takes.
     """
     with torch.no_grad():
-        parts = partial_statistics(values.detach(), _count)
+        parts = partial_statistics(values.detach(), _count, ops_torch)
     return tuple(part.cpu().numpy() for part in parts)
 
 
