@@ -109,7 +109,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     compares = given[:1] == ["diff"]  # no factory: those have a colon
     application = typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+        add_completion=not compares, pretty_exceptions_enable=False, no_args_is_help=True
     )
     application.command(no_args_is_help=True)(diff if compares else profile_model)
     name = "hpf_profiler diff" if compares else "hpf_profiler"

@@ -61,6 +61,7 @@ def test_train_gpt(controller, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.backend("tensorflow", "torch")  # two minutes of compilation under JAX
 def test_a_comparison_goes_on_where_it_was(tmp_path):
     def run(word, *more):
         done = call(

@@ -123,6 +123,8 @@ def test_the_dynamic_reference_promotes_and_demotes_and_keeps_the_scale(dynamic_
 def test_a_dynamic_run_killed_at_any_moment(
     script, dynamic_reference, tmp_path, moment, overrides_first
 ):
+    if not overrides_first and os.environ["KERAS_BACKEND"] != "tensorflow" and moment != "step":
+        pytest.skip("half a minute each: the other order at one moment on the other back ends")
     count = random.randint(1, MOST[moment])
     order = "first" if overrides_first else "last"
     print(f"killed at {moment} {count}, the controller {order}")
