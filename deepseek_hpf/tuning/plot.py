@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from deepseek_hpf.tuning.result import TuningResult
 
 KINDS = ("png", "svg", "pdf")
+_POINTS_A_LINE = 13
+_NEAR = 0.25  # of the width: within it a name reaches into the next
+_NEAR_DECADES = 0.4
 _SMALLEST = 1e-8  # where a candidate without any error is drawn
 
 
@@ -39,7 +42,7 @@ def draw(result: "TuningResult", path: StrPath) -> None:
     axes.step(_milliseconds(front), list(map(_error, front)), where="post", color="#0072b2")
     times = [time for each in shown for time in _milliseconds([each])]
     middle = (min(times) + max(times)) / 2 if times else 0.0
-    for each in shown:
+    for each, level in zip(shown, _levels(shown), strict=True):
         is_best = each.name == result.best.name
         axes.plot(
             _milliseconds([each]),
@@ -54,7 +57,7 @@ def draw(result: "TuningResult", path: StrPath) -> None:
         axes.annotate(
             each.name,
             (time, _error(each)),
-            xytext=(-6 if is_right else 6, 8),
+            xytext=(-6 if is_right else 6, 8 + _POINTS_A_LINE * level),
             textcoords="offset points",
             horizontalalignment="right" if is_right else "left",
         )
@@ -105,3 +108,21 @@ def _error(candidate: Candidate) -> float | None:
 
 def _milliseconds(candidates: list[Candidate]) -> list[float]:
     return [1e3 * (each.seconds or 0.0) for each in candidates]
+
+
+def _levels(shown: list[Candidate]) -> list[int]:
+    """Which line above its point a name is written on, so that it covers no other name."""
+    points = [
+        (time, math.log10(_error(each) or _SMALLEST))
+        for each, time in zip(shown, _milliseconds(shown), strict=True)
+    ]
+    width = max((x for x, _ in points), default=0.0) - min((x for x, _ in points), default=0.0)
+    levels: list[int] = []
+    for index, (x, y) in enumerate(points):
+        taken = {
+            levels[before]
+            for before, (other, error) in enumerate(points[:index])
+            if abs(x - other) <= _NEAR * width and abs(y - error) <= _NEAR_DECADES
+        }
+        levels.append(next(line for line in range(len(points)) if line not in taken))
+    return levels
