@@ -112,11 +112,13 @@ def _best(trials: Sequence[BatchTrial], objective: Objective, limit: int) -> Bat
     if not fitting:
         smallest = min(trials, key=lambda each: each.batch_size)
         needed = smallest.peak or smallest.estimate
+        is_one = smallest.batch_size == 1
+        rows, more = ("of one row ", "") if is_one else ("", "time to try smaller ones, ")
         raise PrecisionError(
-            f"Expected a batch of one row to fit into {in_units(limit)}. Received a model that "
+            f"Expected a batch {rows}to fit into {in_units(limit)}. Received a model that "
             f"needs {'at least ' + in_units(needed) if needed else 'more'} with "
-            f"{smallest.batch_size} rows under {smallest.policy}: {smallest.note}. Give it more "
-            "memory, keep less (`memory.compress_activations`), or make the model smaller."
+            f"{smallest.batch_size} rows under {smallest.policy}: {smallest.note}. Give it {more}"
+            "more memory, keep less (`memory.compress_activations`), or make the model smaller."
         )
     if objective == "fits":
         return max(fitting, key=lambda pair: (pair[0].batch_size, pair[1]))[0]
