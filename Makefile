@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Two test processes share two cores: PyTorch's two threads in each would wait for one another.
 test test-all: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo docs test test-all lint types clean venv
+.PHONY: demo docs notebooks test test-all lint types clean venv
 .DEFAULT_GOAL := test
 
 $(VENV)/.demo: setup.cfg
@@ -32,6 +32,10 @@ demo: $(VENV)/.demo
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build
+
+# Executes the sources in notebooks/ and writes the .ipynb files, with their outputs.
+notebooks: $(VENV)/.dev
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
