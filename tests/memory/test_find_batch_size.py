@@ -121,7 +121,7 @@ def test_not_even_one_row_says_what_was_needed(made_up):
 @pytest.mark.pure
 def test_where_nothing_smaller_was_tried_more_time_is_a_way_out():
     trial = BatchTrial(policy="float32", batch_size=376, fits=False, peak=20_000, note="too much")
-    with pytest.raises(PrecisionError, match="a batch to fit .* time to try smaller ones"):
+    with pytest.raises(PrecisionError, match=r"a batch to fit .* time to try smaller ones"):
         _best([trial], "fits", 10_000)
 
 
