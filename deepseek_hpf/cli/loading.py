@@ -59,17 +59,47 @@ def load_model(target: str) -> Any:
         MissingBackendError: The framework that Keras is set to is not installed.
     """
     keras = _keras()
+    model = _called(target)
+    if not isinstance(model, keras.Model):
+        hint = " Give its loss with --criterion." if _is_module(model) else ""
+        raise ConfigError(
+            f"{target}: expected it to return a keras.Model. Received: {shown(model)}.{hint}"
+        )
+    return model
+
+
+def load_module(target: str) -> Any:
+    """Calls a factory of a plain PyTorch module.
+
+    Args:
+        target: As for `load_factory`; the function takes no arguments and returns the module.
+
+    Returns:
+        The `torch.nn.Module`.
+
+    Raises:
+        ConfigError: As `load_model`.
+    """
+    module = _called(target)
+    if not _is_module(module):
+        raise ConfigError(
+            f"{target}: expected it to return a torch.nn.Module. Received: {shown(module)}."
+        )
+    return module
+
+
+def _called(target: str) -> Any:
     factory = load_factory(target)
     _refuse_arguments(factory, target)
     try:
-        model = factory()
+        return factory()
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{target}() raised {_one_line(error)}") from error
-    if not isinstance(model, keras.Model):
-        raise ConfigError(
-            f"{target}: expected it to return a keras.Model. Received: {shown(model)}."
-        )
-    return model
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _keras() -> ModuleType:

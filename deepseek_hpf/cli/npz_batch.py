@@ -35,6 +35,23 @@ def batch_from(model: Any, path: Path | None, rows: int) -> tuple[Any, ...]:
         from deepseek_hpf.adapters.synthetic_batch import synthetic_batch
 
         return synthetic_batch(model, rows)
+    return batch_from_file(path, rows)
+
+
+def batch_from_file(path: Path, rows: int) -> tuple[Any, ...]:
+    """Reads a batch.
+
+    Args:
+        path: A file of NumPy arrays.
+        rows: Rows of the batch, the first of the file.
+
+    Returns:
+        `(x, y)` or `(x, y, sample_weight)`; several inputs or outputs are lists.
+
+    Raises:
+        ConfigError: The file is none of NumPy's, or lacks `x` or `y`, or has objects in it.
+        OSError: The file cannot be read.
+    """
     arrays = _arrays(path)
     parts = [_part(arrays, "x", path, rows), _part(arrays, "y", path, rows)]
     if "sample_weight" in arrays:

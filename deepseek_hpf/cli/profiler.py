@@ -4,7 +4,7 @@ import enum
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -29,16 +29,28 @@ def profile_model(
         str,
         typer.Argument(
             metavar="MODULE:FUNCTION",
-            help="A function that returns a Keras model, e.g. my_models:create_model.",
+            help="A function that returns a Keras model, e.g. my_models:create_model; with "
+            "--criterion a torch.nn.Module.",
         ),
     ],
     data: DataFile = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="For plain PyTorch: the loss of output and labels, e.g. "
+            "torch.nn.functional:cross_entropy. Needs --data.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Rows of the batch, the first of --data.")
     ] = 16,
     policy: Annotated[
         str | None,
-        typer.Option(help="Build the model under this policy, as Keras would, e.g. mixed_float16."),
+        typer.Option(
+            help="Build the model under this policy, as Keras would, e.g. mixed_float16; run a "
+            "module under it."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -71,7 +83,8 @@ def profile_model(
 
     _check_outputs(report, tensorboard, (report, json))
     console = Console()
-    found = _profiled(console, model, data, batch_size, policy, config, steps)
+    options = _Options(data, batch_size, policy, config, steps)
+    found = _profiled(console, model, criterion, options)
     console.print(report_tables(found, rows))
     for path in _write(found, report, json, tensorboard):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -132,29 +145,38 @@ def _check_outputs(
             raise ConfigError(f"expected a file in a folder that is there. Received: {path}.")
 
 
+class _Options(NamedTuple):
+    """How a model is built and looked at."""
+
+    data: Path | None
+    rows: int
+    policy: str | None
+    config: Path | None
+    steps: int
+
+
 def _profiled(
-    console: Any,
-    target: str,
-    data: Path | None,
-    batch_size: int,
-    policy: str | None,
-    config: Path | None,
-    steps: int,
+    console: Any, target: str, criterion: str | None, options: _Options
 ) -> "ProfileReport":
     """Builds the user's model and profiles it, with a bar that moves meanwhile."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from deepseek_hpf.cli.npz_batch import batch_from
+    from deepseek_hpf.lazy import import_with_backend
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("Building the model", total=None)
-        model = _built(target, policy, config)
-        batch = batch_from(model, data, batch_size)
-        progress.update(task, description=f"Looking at {steps} step(s)")
+        if criterion is not None:
+            side = import_with_backend("deepseek_hpf.cli.profiled_module_torch")
+            of_module: ProfileReport = side.profiled_module(target, criterion, **options._asdict())
+            return of_module
+        model = _built(target, options.policy, options.config)
+        batch = batch_from(model, options.data, options.rows)
+        progress.update(task, description=f"Looking at {options.steps} step(s)")
         from deepseek_hpf.profiler.profile import profile
 
-        return profile(model, batch, steps=steps)
+        return profile(model, batch, steps=options.steps)
 
 
 def _built(target: str, policy: str | None, config: Path | None) -> Any:
