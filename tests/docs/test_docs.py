@@ -96,7 +96,7 @@ def wrong_with(line: str) -> str | None:
         return None if (ROOT / script).exists() else "no such script"
     if not words[0].startswith("hpf"):
         return None
-    if words[1:] in (["--help"], ["--version"]):
+    if words[1:] in (["--help"], ["--version"], ["--install-completion"]):
         return None
     known = all_commands()
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in known), None)
