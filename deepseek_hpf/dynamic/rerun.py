@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from keras.src import backend  # masks of tensors have no public access
 
+from deepseek_hpf.adapters.expected_retraces import expected_retraces
 from deepseek_hpf.adapters.layer_dtype import is_low
 from deepseek_hpf.adapters.random_generators import random_states_kept
 from deepseek_hpf.dynamic.blame import Kind, Mark
@@ -40,7 +41,7 @@ def rerun(model: keras.Model, data: Any, factor: float) -> list[list[Mark]]:
     """
     name = f"deepseek_hpf.dynamic.rerun_{keras.backend.backend()}"
     watch = _Watch(model, factor)
-    with random_states_kept(), watch.attached():
+    with expected_retraces(), random_states_kept(), watch.attached():
         importlib.import_module(name).run(model, data, watch.listening)
     return watch.seen()
 

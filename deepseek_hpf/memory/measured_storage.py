@@ -10,6 +10,7 @@ import numpy as np
 
 from deepseek_hpf.adapters.activation_storage import StorageChooser
 from deepseek_hpf.adapters.adjoining_step import standing_in, values_restored
+from deepseek_hpf.adapters.expected_retraces import expected_retraces
 from deepseek_hpf.adapters.own_call import set_call
 from deepseek_hpf.adapters.random_generators import random_states_kept
 from deepseek_hpf.adapters.undo import UndoLog
@@ -49,7 +50,12 @@ class MeasuredStorage:
         Yields:
             The steps.
         """
-        with random_states_kept(), standing_in(model), values_restored(model) as rewind:
+        with (
+            expected_retraces(),
+            random_states_kept(),
+            standing_in(model),
+            values_restored(model) as rewind,
+        ):
             yield cls(model, batch, rewind)
 
     def counted(self, layers: Mapping[str, keras.Layer], count: KeptCount) -> None:

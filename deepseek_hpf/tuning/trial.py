@@ -11,6 +11,7 @@ import keras
 
 from deepseek_hpf.adapters.adjoining_step import standing_in, values_restored
 from deepseek_hpf.adapters.applied import Applied
+from deepseek_hpf.adapters.expected_retraces import expected_retraces
 from deepseek_hpf.adapters.random_generators import random_states_kept
 from deepseek_hpf.adapters.report import OverrideReport
 from deepseek_hpf.config import PrecisionConfig
@@ -18,7 +19,6 @@ from deepseek_hpf.errors import ConfigError
 from deepseek_hpf.plan import PrecisionPlan
 from deepseek_hpf.policy import MixedPrecisionPolicy
 from deepseek_hpf.timing import Timings, time_in_turns
-from deepseek_hpf.tuning.expected_retraces import expected_retraces
 from deepseek_hpf.tuning.numerical_error import StepValues, step_values
 from deepseek_hpf.tuning.training_step import on_device, training_step
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from deepseek_hpf.tuning.expected_retraces import expected_retraces
+from deepseek_hpf.adapters.expected_retraces import expected_retraces
 
 pytestmark = pytest.mark.pure
 
@@ -17,6 +17,8 @@ def test_only_that_warning_is_left_out_and_only_within(caplog):
         logger.addHandler(caplog.handler)  # TensorFlow's logger does not propagate
         try:
             with expected_retraces():
+                with expected_retraces():
+                    logger.warning(ADVICE, "inner step")
                 logger.warning(ADVICE, "step")
                 logger.warning("something else")
             logger.warning(ADVICE, "after")

@@ -1,6 +1,7 @@
 """TensorFlow's warning of retraced functions, where each trace is wanted."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -11,15 +12,16 @@ _WORDING = "triggered tf.function retracing"
 def expected_retraces() -> Iterator[None]:
     """Within the context TensorFlow does not warn that a function was traced again.
 
-    Each configuration is a step of its own. TensorFlow counts them as one function's, and advises
-    the user to mend a loop that is none of theirs.
+    Each configuration that is tried, and each step that is run once more, is a function of its own.
+    TensorFlow counts them as one, and advises the user to mend a loop that is none of theirs.
     """
     logger = logging.getLogger("tensorflow")
-    logger.addFilter(_is_other)
+    own = functools.partial(_is_other)  # contexts may nest, and overlap in several threads
+    logger.addFilter(own)
     try:
         yield
     finally:
-        logger.removeFilter(_is_other)
+        logger.removeFilter(own)
 
 
 def _is_other(record: logging.LogRecord) -> bool:
