@@ -211,6 +211,8 @@ def _edges(recorder: ModuleRecorder, steps: int) -> tuple[Edge, ...]:
     # A cast is inside the module that computes: what it ran in says so, not what it was given.
     edges: dict[Edge, int] = {}
     for passage, number in recorder.sightings.passages.items():
+        if not passage.target:  # the whole model, whose inputs go on to its modules
+            continue
         computed = recorder.ran[passage.target].computed
         after = computed[0] if computed else passage.before
         width = sum(2 if dtype in LOW else 4 for dtype in (passage.before, after))

@@ -66,6 +66,7 @@ class ModuleRecorder:
         self.factor = 1.0
         self._ranges = ranges
         self._made: dict[int, tuple[Any, str]] = {}
+        self._passed_on: dict[int, tuple[Any, str]] = {}
         self._widened: dict[int, tuple[Any, str]] = {}
         self._handles: list[Any] = []
         self._paused = 0.0
@@ -86,6 +87,7 @@ class ModuleRecorder:
             self.stack.clear()
             self._begun.clear()
             self._made.clear()
+            self._passed_on.clear()
             self._widened.clear()
 
     def heard(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
@@ -103,6 +105,7 @@ class ModuleRecorder:
         if self.phase != "backward":
             self.sightings.note_operation(path, name, inputs, outputs)
             self._compute_dtype(path, name, inputs, outputs)
+            self._pass_on(path, inputs, outputs)
             if name == "_to_copy" and inputs and is_float(outputs[0]):
                 self._cast(path, inputs[0], outputs[0])
         if self._ranges and self.made_nonfinite is None:
@@ -113,8 +116,20 @@ class ModuleRecorder:
 
     def maker_of(self, tensor: Any) -> str:
         """Path of the innermost module that made a tensor; empty where none did."""
-        reference, path = self._made.get(id(tensor), (None, ""))
-        return path if reference is not None and reference() is tensor else ""
+        return _known(self._made, tensor)
+
+    def _source_of(self, tensor: Any) -> str:
+        """Path of what a tensor comes from, functions such as `relu` on the way left out."""
+        return self.maker_of(tensor) or _known(self._passed_on, tensor)
+
+    def _pass_on(self, path: str, inputs: list[Any], outputs: list[Any]) -> None:
+        """What a module that holds others computes itself lies between two of them."""
+        target = self.ran.get(path)
+        if target is None or next(target.operation.children(), None) is None:
+            return
+        source = next(filter(None, map(self._source_of, inputs)), path)
+        for made in filter(is_float, outputs):
+            self._passed_on[id(made)] = (ref(made), source)
 
     def _compute_dtype(self, path: str, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         target = self.ran.get(path)
@@ -139,7 +154,7 @@ class ModuleRecorder:
         self.ran[target.path] = target
         self.stack.append(target.path)
         for value in filter(is_float, tree_leaves((args, kwargs))):
-            source, dtype = self.maker_of(value), dtype_of(value)
+            source, dtype = self._source_of(value), dtype_of(value)
             self.sightings.note_passage(Passage(source, target.path, dtype, dtype, value.numel()))
             if not target.calls:
                 target.inputs.append(dtype)
@@ -186,6 +201,12 @@ class ModuleRecorder:
             self.sightings.note_summary(path, kind, summary)
             if kind == "output":
                 self.sightings.look(path, "forward", summary)
+
+
+def _known(made: dict[int, tuple[Any, str]], tensor: Any) -> str:
+    """What is known of a tensor; an `id` alone may be that of another one, which is gone."""
+    reference, path = made.get(id(tensor), (None, ""))
+    return path if reference is not None and reference() is tensor else ""
 
 
 def nonfinite(tensors: list[Any]) -> str:

@@ -294,3 +294,22 @@ def test_a_module_is_profiled_without_keras():
         "assert 'keras' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Residual(nn.Module):
+    """A module that computes between the modules that it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(functional.relu(self.up(x)))
+
+
+def test_edges_go_past_functions_between_modules():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Residual(), nn.Linear(8, 3))
+    report = profile(model, batch_of(), criterion=float_loss, context=context_of("bf16"))
+    edges = {(edge.source, edge.target) for edge in report.edges}
+    assert edges == {("", "0"), ("0", "1"), ("0", "1/up"), ("1/up", "1/down"), ("1", "2")}
