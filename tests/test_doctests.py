@@ -47,6 +47,7 @@ def surroundings(tmp_path, monkeypatch, global_dtype_policy):
     monkeypatch.setenv("DEEPSEEK_HPF_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow_with("jax")
 @pytest.mark.parametrize("module", [name for name in MODULES if is_for_this_back_end(name)])
 def test_examples_are_true(module):
     loaded = importlib.import_module(module)

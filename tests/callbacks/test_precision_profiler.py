@@ -10,6 +10,8 @@ import pytest
 from deepseek_hpf.callbacks import PrecisionOverrides, PrecisionProfiler
 from deepseek_hpf.errors import ConfigError
 
+pytestmark = pytest.mark.slow_with("jax")
+
 BACKEND = keras.backend.backend()
 
 

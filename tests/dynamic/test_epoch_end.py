@@ -9,6 +9,8 @@ from test_planted_faults import BATCH, Fragile, config, create_model, data, even
 from deepseek_hpf.callbacks import DynamicPrecision
 from deepseek_hpf.dynamic.attribution import attribute
 
+pytestmark = pytest.mark.slow_with("jax")
+
 slow = pytest.mark.slow
 
 

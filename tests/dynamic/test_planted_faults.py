@@ -14,6 +14,8 @@ from keras import ops
 import deepseek_hpf as hpf
 from deepseek_hpf.callbacks import DynamicPrecision
 
+pytestmark = pytest.mark.slow_with("jax")
+
 slow = pytest.mark.slow
 BATCH = 4
 

@@ -14,6 +14,8 @@ import deepseek_hpf as hpf
 from deepseek_hpf.callbacks import DynamicPrecision
 from deepseek_hpf.optimizers.kept_run import FILE
 
+pytestmark = pytest.mark.slow_with("jax")
+
 HIGH = (2, 0)
 
 WITHOUT_THE_PACKAGE = """
