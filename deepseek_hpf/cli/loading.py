@@ -11,6 +11,7 @@ from typing import Any
 from deepseek_hpf.config_wording import nearest_hint, shown
 from deepseek_hpf.errors import ConfigError, MissingBackendError
 from deepseek_hpf.lazy import import_with_backend
+from deepseek_hpf.profiler.entry import is_plain_module
 
 
 def load_factory(target: str) -> Callable[..., Any]:
@@ -61,7 +62,7 @@ def load_model(target: str) -> Any:
     keras = _keras()
     model = _called(target)
     if not isinstance(model, keras.Model):
-        hint = " Give its loss with --criterion." if _is_module(model) else ""
+        hint = " Give its loss with --criterion." if is_plain_module(model) else ""
         raise ConfigError(
             f"{target}: expected it to return a keras.Model. Received: {shown(model)}.{hint}"
         )
@@ -81,7 +82,7 @@ def load_module(target: str) -> Any:
         ConfigError: As `load_model`.
     """
     module = _called(target)
-    if not _is_module(module):
+    if not is_plain_module(module):
         raise ConfigError(
             f"{target}: expected it to return a torch.nn.Module. Received: {shown(module)}."
         )
@@ -95,11 +96,6 @@ def _called(target: str) -> Any:
         return factory()
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{target}() raised {_one_line(error)}") from error
-
-
-def _is_module(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _keras() -> ModuleType:

@@ -62,7 +62,7 @@ def profile(
         ({'layers': 'head', 'policy': 'float32'},)
     """
     options: dict[str, Any] = {"steps": steps, "ranges": ranges, "census": census}
-    if _is_module(model):
+    if is_plain_module(model):
         side = import_with_backend("deepseek_hpf.profiler.module_profile_torch")
         options |= {"criterion": criterion, "context": context}
         found: ProfileReport = side.profile_module(model, batch, **options)
@@ -77,7 +77,7 @@ def profile(
     return found
 
 
-def _is_module(model: Any) -> bool:
+def is_plain_module(model: Any) -> bool:
     """Whether it is plain PyTorch's. Under PyTorch, Keras's layers are modules too."""
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     if torch is None or not isinstance(model, torch.nn.Module):

@@ -143,8 +143,8 @@ class ModuleRecorder:
         before, after = dtype_of(source), dtype_of(made)
         if before in LOW and after == "float32":
             self._widened[id(made)] = (ref(made), before)
-        reference, low = self._widened.get(id(source), (None, ""))
-        if reference is not None and reference() is source and after == low:
+        low = _known(self._widened, source)
+        if low and after == low:
             elements = self.round_trips.get(path, ("", 0))[1] + made.numel()
             self.round_trips[path] = (low, elements)
 

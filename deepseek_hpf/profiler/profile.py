@@ -35,40 +35,7 @@ def profile(
     ranges: bool = True,
     census: bool = True,
 ) -> ProfileReport:
-    """Finds where a model loses precision and where it converts to no use, from a recorded step.
-
-    The step runs forward, loss and backward, operation by operation, with every write of a variable
-    caught: weights, optimizer, metrics, compiled functions and random states are afterwards what
-    they were, also after an exception. Gradients are recorded under the optimizer's loss scale and
-    reported without it. Under JAX the operations inside layers come from a trace.
-
-    Args:
-        model: A Keras model. One that is not built is copied and the copy built from the batch; one
-            that is not compiled runs forward only.
-        batch: `(x, y)` or `(x, y, sample_weight)`, as in training.
-        steps: Number of recorded steps on the batch; random layers draw the same numbers in each.
-        ranges: Whether to measure ranges, which takes most of the time.
-        census: Whether to count the operations of the compiled step.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigTypeError: `model` is not a Keras model.
-        ConfigError: The batch does not fit, or the model cannot be built from it.
-
-    Example:
-        >>> import keras, numpy as np
-        >>> from deepseek_hpf import profile
-        >>> head = keras.layers.Dense(3, dtype="mixed_bfloat16", name="head")
-        >>> model = keras.Sequential([keras.Input((4,)), head])
-        >>> model.compile("sgd", "mse")
-        >>> report = profile(model, (np.ones((2, 4), "float32"), np.ones((2, 3), "float32")))
-        >>> [(conflict.kind, conflict.path) for conflict in report.conflicts]
-        [('low_output', 'head')]
-        >>> report.conflicts[0].rules
-        ({'layers': 'head', 'policy': 'float32'},)
-    """
+    """Profiles a Keras model; arguments and errors are those of `entry.profile`."""
     begin = time.perf_counter()
     x, y, weight = _checked(model, batch, steps)
     notes: list[str] = []
